@@ -1,0 +1,83 @@
+"""Build the documentation site in _docs from the notebooks and the outputs stored in them.
+
+nbdev turns the notebooks into pages (_proc). Quarto renders them where it is installed, otherwise smalldocs does, which
+reads the same _quarto.yml and comes from PyPI."""
+import inspect
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+from fastcore import docments
+from nbdev.serve import proc_nbs
+
+ROOT = Path(__file__).resolve().parent.parent
+OUTPUT_FILE = re.compile(r"^output-file: *(\S+)\.html\n", re.MULTILINE)
+
+
+def signature(symbol: object, **how: bool) -> inspect.Signature:
+    "`inspect.signature`, which leaves the names of types as they are where a module imports them only when it needs them."
+    try:
+        return inspect.signature(symbol, **how)
+    except NameError:
+        return inspect.signature(symbol)
+
+
+docments.signature = signature
+
+
+def page_name(notebook: Path) -> str | None:
+    "The name that nbdev's front matter gives the page of `notebook`, taken out of it: smalldocs does not read it."
+    nb = json.loads(notebook.read_text(encoding="utf-8"))
+    front = nb["cells"][0]
+    source = "".join(front["source"])
+    named = OUTPUT_FILE.search(source) if front["cell_type"] == "raw" else None
+    if named is None: return None
+    front["source"] = OUTPUT_FILE.sub("", source)
+    notebook.write_text(json.dumps(nb), encoding="utf-8")
+    return f"{named[1]}.ipynb"
+
+
+def rename_pages(pages: Path) -> None:
+    "Give every notebook the name of its page (00_data -> data), in the menu and in links as well."
+    notebooks = sorted(pages.rglob("*.ipynb"))
+    renamed = {path: path.with_name(page_name(path) or path.name) for path in notebooks}
+    for old, new in renamed.items(): old.rename(new)
+    names = {old.name: new.name for old, new in renamed.items() if old != new}
+    if not names: return
+    pattern = re.compile(r"\b(" + "|".join(map(re.escape, names)) + r")\b")
+    for path in [pages / "_quarto.yml", *renamed.values()]:
+        text = path.read_text(encoding="utf-8")
+        path.write_text(pattern.sub(lambda found: names[found[0]], text), encoding="utf-8")
+
+
+def render_quarto(pages: Path) -> None:
+    subprocess.run(["quarto", "render", str(pages), "--no-execute"], check=True)
+
+
+def render_smalldocs(pages: Path) -> None:
+    "Fails for a broken link, but leaves the site."
+    smalldocs = Path(sys.executable).with_name("smalldocs")
+    if not smalldocs.exists():
+        sys.exit("nothing here can render the site: install Quarto, or use Python 3.11 or newer, which gets smalldocs")
+    rename_pages(pages)
+    subprocess.run([smalldocs, "render", "--quiet", str(pages)], check=True)
+    if subprocess.run([smalldocs, "check", str(pages)]).returncode: sys.exit("the site has faults, see above")
+
+
+def main() -> None:
+    os.chdir(ROOT)
+    pages = Path(proc_nbs(n_workers=1, force=True))
+    try:
+        (render_quarto if shutil.which("quarto") else render_smalldocs)(pages)
+    finally:
+        shutil.rmtree("_docs", ignore_errors=True)
+        if (pages / "_docs").exists(): shutil.move(pages / "_docs", "_docs")
+    print(f"the site is in {ROOT / '_docs'}: open index.html")
+
+
+if __name__ == "__main__":  # nbdev's worker process imports this file as well
+    main()
