@@ -19,12 +19,14 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from difflib import get_close_matches
+from numbers import Integral
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from .data import ImageData, Split, load_tensors, pick_amp, pick_device, save_tensors, to_float
 
@@ -59,7 +61,7 @@ def check_sizes(
     n_classes: int | None,
 ) -> None:
     "A `ValueError` unless `shape` is three positive whole numbers and there are two classes or more."
-    if len(shape) != 3 or not all(isinstance(size, int) and size > 0 for size in shape):
+    if len(shape) != 3 or not all(isinstance(size, Integral) and size > 0 for size in shape):
         raise ValueError(f"shape must be (channels, height, width), got {shape!r}")
     if n_classes is not None and n_classes < 2:
         raise ValueError(f"n_classes must be at least 2, got {n_classes}")
@@ -201,8 +203,11 @@ def one_cycle(
     trained = [p for p in model.parameters() if p.requires_grad]
     kernels, others = [p for p in trained if p.ndim > 1], [p for p in trained if p.ndim < 2]
     groups = [{"params": kernels, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}]
-    optimizer = torch.optim.AdamW([group for group in groups if group["params"]], lr=lr, betas=(0.9, 0.99))
-    return optimizer, torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, total_steps=steps, pct_start=0.2)
+    optimizer = torch.optim.AdamW([group for group in groups if group["params"]], lr=lr, betas=(0.95, 0.99))
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, lr, total_steps=steps, pct_start=0.2, base_momentum=0.85, max_momentum=0.95
+    )
+    return optimizer, schedule
 
 # %% ../nbs/01_classifier.ipynb #f685bf77
 @contextmanager
@@ -274,7 +279,8 @@ def train_classifier(
 ) -> nn.Module:                      # on the device, in eval mode
     "Train a classifier on `data.train` (section 3.1); a `ValueError` if the model is unfit or its loss not finite."
     device, augment, n = pick_device(device), pick_augment(augment, data.name), len(data.train)
-    dtype, epochs = pick_amp(amp, device), epochs or default_epochs(n)
+    dtype, epochs = pick_amp(amp, device), default_epochs(n) if epochs is None else epochs
+    if min(epochs, batch_size) < 1: raise ValueError(f"epochs={epochs} and batch_size={batch_size} must be at least 1")
     images, labels = data.train.images.to(device), data.train.labels.to(device)
     generator = torch.Generator(device).manual_seed(seed)
     with borrowed_rng(seed, device), torch.backends.cudnn.flags(enabled=True, deterministic=True):
@@ -346,10 +352,13 @@ def frozen_copy(
     except Exception as e:
         advice = "make it work with copy.deepcopy"
         raise ValueError(f"{type(module).__name__} cannot be copied ({first_line(e)}): {advice}") from e
+    if any(is_lazy(p) for p in frozen.parameters()):
+        raise ValueError(f"{type(module).__name__} has layers without weights yet: run it once on a batch of images")
     for m in frozen.modules():
         m._backward_hooks.clear()
         m._backward_pre_hooks.clear()
-    return frozen.to(device).float().eval().requires_grad_(False)
+    for p in frozen.parameters(): p.requires_grad_(False)
+    return frozen.to(device).float().eval()
 
 # %% ../nbs/01_classifier.ipynb #df4e3401
 def probe_images(
@@ -376,7 +385,7 @@ def check_gradient(
         total = (finite * unequal).sum() + 0 * images.sum()  # has a gradient, if only zero
         gradient = torch.autograd.grad(total, images)[0]
     if not gradient.any():
-        advice = "look for no_grad, detach or NumPy in the classifier and in preprocess"
+        advice = "look for no_grad, detach, rounding, NumPy or weights of zero in the classifier and in preprocess"
         raise ValueError(f"no gradient gets from the classifier's logits to the images: {advice}")
 
 # %% ../nbs/01_classifier.ipynb #05aad72d
@@ -586,6 +595,7 @@ class ClassifierOutput(NamedTuple):
 class FrozenClassifier:
     "A frozen copy of any classifier, checked, its features at hand (section 3.1); a `ValueError` if it is unfit."
 
+    @torch.inference_mode(False)  # copies made in inference mode could never have gradients
     def __init__(
         self,
         model: nn.Module,                # images to logits [B, N]; stays as it is

@@ -345,6 +345,7 @@ class Uncopyable(nn.Module):
         (dict(features="hiden.2"), "hidden.2"),
         (dict(features="unused"), "takes no part"),
         (dict(model=Uncopyable()), "Uncopyable cannot be copied (TypeError: holds an open socket)"),
+        (dict(model=nn.Sequential(nn.Flatten(), nn.LazyLinear(3))), "layers without weights yet"),
         (dict(model=len), "must be an nn.Module, got a builtin_function_or_method"),
         (dict(device="nowhere"), "device 'nowhere' cannot be used"),
     ],
@@ -432,6 +433,21 @@ def test_compiled_model_is_unwrapped():
     assert classifier.feature_layer == "input of 3"
 
 
+def test_scripted_model():
+    model = mlp((1, 8, 8), 3)
+    classifier = FrozenClassifier(torch.jit.script(model), shape=(1, 8, 8), device="cpu")
+    images = torch.rand(2, 1, 8, 8)
+    torch.testing.assert_close(classifier(images).logits, model(images))
+    assert classifier.feature_layer == "logits" and all(p.requires_grad for p in model.parameters())
+
+
+def test_inference_mode_around_the_making():
+    with torch.inference_mode():
+        classifier = FrozenClassifier(CNN((1, 8, 8), 3), shape=(1, 8, 8), device="cpu")
+        classifier(torch.rand(2, 1, 8, 8))
+    assert classifier.feature_layer == "input of head"
+
+
 def test_cnn_rejects_impossible_sizes():
     for shape, n in (((28, 28), 10), ((1, 28, 28), 1), ((1, 28.0, 28), 10), ((0, 4, 4), 10)):
         with pytest.raises(ValueError):
@@ -472,12 +488,19 @@ def test_training_of_a_given_model_is_in_place():
     assert torch.equal(model[1].weight, frozen) and accuracy(model, data.test) > 0.9
 
 
+def test_training_for_a_single_step():
+    train_classifier(tiny(6), epochs=1, device="cpu", progress=False)
+
+
 def test_training_errors():
     data = tiny()
     with pytest.raises(ValueError, match=r"logits \[2, 4\] but n_classes=3"):
         train_classifier(data, model=mlp((1, 8, 8), 4), device="cpu", progress=False)
     with pytest.raises(ValueError, match="expected 'auto', 'none', 'shift'"):
         train_classifier(data, augment="spin", device="cpu", progress=False)
+    for wrong in (dict(epochs=0), dict(batch_size=0), dict(epochs=-2)):
+        with pytest.raises(ValueError, match="must be at least 1"):
+            train_classifier(data, device="cpu", progress=False, **wrong)
     with pytest.raises(ValueError, match="cross-entropy is nan"):
         broken = Wrapped(lambda x, m: m(x) * (math.nan if m.training else 1), mlp((1, 8, 8), 3))
         train_classifier(data, model=broken, epochs=1, device="cpu", progress=False)
