@@ -26,7 +26,7 @@ demo: $(VENV)/.runtime
 
 test: $(VENV)/.dev
 	$(BIN)/python tools/check_notebooks.py
-	$(BIN)/nbdev_test --n_workers 2 --timing
+	$(BIN)/nbdev_test --n_workers 1 --timing
 	$(BIN)/python -m pytest -ra
 
 docs: $(VENV)/.dev

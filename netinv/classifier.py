@@ -337,6 +337,7 @@ def accuracy(
     return (predictions(model, split.images, batch_size) == split.labels).float().mean().item()
 
 # %% ../nbs/01_classifier.ipynb #dec5b10f
+@torch.no_grad()
 def frozen_copy(
     module: nn.Module,
     device: torch.device,
@@ -422,12 +423,13 @@ class LayerCall(NamedTuple):
 # %% ../nbs/01_classifier.ipynb #2b3bbbeb
 def layer_calls(
     model: nn.Module,
-    run: Callable[[], Any],  # uses `model` once
+    run: Callable[[], Any],         # uses `model` once
     names: set[str] | None = None,  # layers to watch; None: all that contain no others
-) -> list[LayerCall]:        # in the order of use
+) -> list[LayerCall]:               # in the order of use
     "Every use of the watched layers."
     calls, handles = [], []
     for name, module in model.named_modules():
+        if isinstance(module, torch.jit.ScriptModule): continue  # takes no hooks
         if name not in names if names else any(module.children()): continue
         def note(module, inputs, output, name=name): calls.append(LayerCall(name, module, (*inputs, None)[0], output))
         handles.append(module.register_forward_hook(note))
@@ -448,8 +450,8 @@ def _is_head(
 
 # %% ../nbs/01_classifier.ipynb #7697b42f
 def find_features(
-    calls: list[LayerCall],  # from a pass over a probe
-    logits: Tensor,          # [B, N], what came out at the end
+    calls: list[LayerCall],         # from a pass over a probe
+    logits: Tensor,                 # [B, N], what came out at the end
 ) -> tuple[LayerCall | None, str]:  # the layer, and which side of it: "input", "output"; None: the logits themselves
     "The last hidden layer: what the head is given, or else the last output that is not the logits."
     heads = [call for call in calls if _is_head(call, logits.shape[1])]
@@ -512,9 +514,9 @@ def named_features(
 
 # %% ../nbs/01_classifier.ipynb #d7525eb2
 def drop_watching_hooks(
-    model: nn.Module,        # a frozen copy
+    model: nn.Module,           # a frozen copy
     run: Callable[[], Tensor],  # its logits on a probe
-    logits: Tensor,          # the same with all hooks in place
+    logits: Tensor,             # the same with all hooks in place
 ) -> None:
     "Take a copy's forward hooks off, unless its logits change without them."
     hooks = [h for m in model.modules() for h in (m._forward_hooks, m._forward_pre_hooks)]
@@ -555,11 +557,11 @@ def log_probabilities(
 
 # %% ../nbs/01_classifier.ipynb #84e62dc5
 def examine_classifier(
-    model: nn.Module,                      # a frozen copy
-    forward: Callable[[Tensor], Tensor],   # `model` after its preprocessing
-    probe: Tensor,                         # [8, C, H, W]
+    model: nn.Module,                     # a frozen copy
+    forward: Callable[[Tensor], Tensor],  # `model` after its preprocessing
+    probe: Tensor,                        # [8, C, H, W]
     n_classes: int | None,
-) -> Tensor:                               # [8, N], the outputs for the probe
+) -> Tensor:                              # [8, N], the outputs for the probe
     "Errors and warnings for what would spoil an inversion; the copy sheds needless hooks and is laid out for speed."
     outputs = run_classifier(forward, probe)
     check_logits(outputs, n_classes)
@@ -683,7 +685,7 @@ def _misfits(
     "What is wrong with the names and shapes in a file."
     kinds = {
         "missing": [name for name in wanted if name not in state],
-        "not known": [name for name in state if name not in wanted],
+        "not known": sorted(name for name in state if name not in wanted),
         "with another shape": [
             f"{name} {list(state[name].shape)} instead of {list(tensor.shape)}"
             for name, tensor in wanted.items() if name in state and state[name].shape != tensor.shape

@@ -32,10 +32,10 @@ from .losses import ce_loss, cosine_loss, kl_loss, ortho_loss
 class InversionWeights:
     "How much each term counts (section 3.3); any number >= 0, and free to change while training goes on."
     alpha: float = 1.0      # KL divergence between target and answer
-    beta: float = 3.0       # cross entropy of the label
-    gamma: float = 4.0      # cosine similarity of features
+    beta: float = 8.0       # cross entropy of the label
+    gamma: float = 8.0      # cosine similarity of features
     delta: float = 1.0      # orthogonality of features
-    gamma_pix: float = 2.0  # cosine similarity of images; not in the paper
+    gamma_pix: float = 4.0  # cosine similarity of images; not in the paper
 
     @classmethod
     def paper(cls) -> "InversionWeights":
@@ -153,7 +153,7 @@ class Inverter:
         n_generators: int = 1,                      # K >= 1, trained at once and independently
         temperature: float = 0.15,                  # T > 0 in P = softmax(v / T)
         batch_size: int = 128,                      # B >= 2, images of each generator in a step
-        lr: float = 5e-3,                           # step size of Adam
+        lr: float = 1e-2,                           # step size of Adam
         objective: Callable[..., dict[str, Tensor]] = inversion_terms,  # images, condition, outputs -> named terms
         seed: int = 0,                              # repeats the run on the same machine
         device: str = "auto",                       # for a plain module

@@ -591,7 +591,7 @@ def test_unfit_weights_change_nothing(tmp_path):
     before = {k: v.clone() for k, v in model.state_dict().items()}
     with pytest.raises(ValueError, match=r"does not fit CNN \(with another shape: head.weight \[5, 128\] instead of \[3, 128\]"):
         load_weights(model, path)
-    with pytest.raises(ValueError, match="missing: 1.weight, 1.bias, 3.weight and 1 more; not known: body"):
+    with pytest.raises(ValueError, match="missing: 1.weight, 1.bias, 3.weight and 1 more; not known: body.0.0.weight, "):
         load_weights(mlp((1, 8, 8), 3), path)
     torch.save(model, tmp_path / "whole.pt")
     torch.save([1, 2], tmp_path / "list.pt")

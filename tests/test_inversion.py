@@ -1,0 +1,318 @@
+"The inverter on classifiers of many kinds, and what is left when a run is killed, its disk full or its files damaged."
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+import warnings
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from netinv.baselines import PixelInverter
+from netinv.classifier import CNN, FrozenClassifier
+from netinv.inversion import InversionWeights, Inverter, Log, Samples, spread, summary, weigh
+
+SMALL = dict(batch_size=8, width=16, latent_dim=8, amp="off")
+QUIET = dict(progress=False)
+
+
+def small_model(n: int = 4, *, seed: int = 0) -> nn.Module:
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return nn.Sequential(nn.Flatten(), nn.Linear(144, 32), nn.LeakyReLU(), nn.Linear(32, n))
+
+
+def small_inverter(**settings) -> Inverter:
+    return Inverter(small_model(), shape=(1, 12, 12), **{**SMALL, **settings})
+
+
+class Biased(nn.Module):
+    "A classifier with something added to its logits."
+    def __init__(self, bias: list[float]):
+        super().__init__()
+        self.model = small_model(len(bias))
+        self.register_buffer("bias", torch.tensor(bias))
+
+    def forward(self, images): return self.model(images) + self.bias
+
+
+def without_batch_norm() -> nn.Module:
+    return nn.Sequential(nn.Conv2d(1, 8, 3, 2, 1), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 196, 16), nn.ReLU(), nn.Linear(16, 10))
+
+
+def resnet18(n: int) -> nn.Module:
+    from torchvision.models import resnet18
+
+    return resnet18(weights=None, num_classes=n)
+
+
+KINDS = {
+    "an MLP": (lambda: small_model(3), (1, 12, 12)),
+    "a CNN without batch norm": (without_batch_norm, (1, 28, 28)),
+    "resnet18 at 32 pixels": (lambda: resnet18(10), (3, 32, 32)),
+    "resnet18 at 64 pixels, 100 classes": (lambda: resnet18(100), (3, 64, 64)),
+    "2 classes": (lambda: CNN((1, 28, 28), 2), (1, 28, 28)),
+    "3 classes, colour": (lambda: CNN((3, 32, 32), 3), (3, 32, 32)),
+    "26 classes": (lambda: CNN((1, 28, 28), 26), (1, 28, 28)),
+    "100 classes": (lambda: CNN((3, 32, 32), 100), (3, 32, 32)),
+    "not square": (lambda: CNN((1, 24, 40), 10), (1, 24, 40)),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_inverts_any_classifier(kind: str) -> None:
+    make, shape = KINDS[kind]
+    inverter = Inverter(make(), shape=shape, batch_size=4, width=16)
+    history = inverter.fit(2, **QUIET)
+    assert history[["total", "kl", "ce", "cosine", "ortho"]].notna().all(axis=None)
+    samples = inverter.sample(2 * inverter.classifier.n_classes)
+    assert samples.images.shape[1:] == shape and (samples.labels.bincount() == 2).all()
+
+
+@pytest.mark.parametrize("conditioning", ["label", "vector", "matrix", "vector-matrix"])
+def test_reaches_every_class_of_an_easy_classifier(conditioning: str) -> None:
+    inverter = small_inverter(conditioning=conditioning, batch_size=64, weights=InversionWeights(gamma=1, gamma_pix=0))
+    inverter.fit(300, until=0.95, **QUIET)
+    assert inverter.step < 300 and inverter.measure().min() >= 0.95
+
+
+def test_pixel_descent_reaches_every_class() -> None:
+    pixels = PixelInverter(small_model(), shape=(1, 12, 12))
+    history = pixels.fit(100, until=0.95, per_class=20)
+    assert history.accuracy.iloc[-1] >= 0.95
+    assert pixels.sample(40, seed=0).hits.float().mean() >= 0.9
+
+
+def test_a_seed_repeats_a_run_and_leaves_the_global_random_numbers_alone() -> None:
+    before = torch.random.get_rng_state()
+    one, other, third = small_inverter(seed=1), small_inverter(seed=1), small_inverter(seed=2)
+    for inverter in (one, other, third): inverter.fit(5, **QUIET)
+    one.sample(10)
+    assert torch.equal(before, torch.random.get_rng_state())
+    assert one.history.total.tolist() == other.history.total.tolist() != third.history.total.tolist()
+    assert all(torch.equal(t, other.state()[name]) for name, t in one.state().items())
+
+
+def test_generators_trained_at_once_learn_what_each_learns_alone() -> None:
+    three = small_inverter(n_generators=3)
+    three.fit(4, **QUIET)
+    alone = small_inverter()
+    alone.fit(4, **QUIET)
+    for a, b in zip(three.generators[0].parameters(), alone.generators[0].parameters()):
+        assert torch.allclose(a, b, atol=2e-3)
+
+
+def test_sampling_leaves_training_as_it_is() -> None:
+    plain, looked_at = small_inverter(), small_inverter()
+    plain.fit(6, **QUIET)
+    looked_at.fit(6, on_step=lambda inverter: bool(inverter.sample(5) and inverter.measure(2) is None), **QUIET)
+    assert all(torch.equal(t, looked_at.state()[name]) for name, t in plain.state().items())
+
+
+def test_weights_may_change_while_training_goes_on() -> None:
+    inverter = small_inverter()
+    def silence(inverter):
+        inverter.weights.alpha = inverter.weights.beta = inverter.weights.gamma = inverter.weights.gamma_pix = 0.0
+    history = inverter.fit(3, on_step=silence, **QUIET)
+    assert history.total.iloc[0] > history.ortho.iloc[0]
+    assert torch.allclose(torch.tensor(history.total.iloc[1:].values), torch.tensor(history.ortho.iloc[1:].values))
+
+
+def test_history_counts_what_the_batches_asked_for() -> None:
+    history = small_inverter().fit(25, **QUIET)
+    assert history.step.tolist() == list(range(1, 26)) and history.seconds.is_monotonic_increasing
+    assert history.accuracy.between(0, 1).all()
+    assert list(history.filter(like="accuracy_")) == [f"accuracy_{k}" for k in range(4)]
+
+
+def test_a_class_of_logit_minus_infinity_is_left_out_and_reported() -> None:
+    with pytest.warns(UserWarning, match=r"classes \[2\] are minus infinity"):
+        inverter = Inverter(Biased([0.0, 0.0, -torch.inf, 0.0]), shape=(1, 12, 12), **SMALL)
+    history = inverter.fit(20, until=0.5, **QUIET)
+    assert history.total.notna().all() and history.accuracy_2.isna().all()
+    numbers = summary(inverter, inverter.sample(30))
+    assert numbers["unreachable"] == [2] and numbers["inversion_accuracy_per_class"][2] is None
+
+
+def test_a_class_that_is_out_of_reach_is_reported_and_does_not_fail_the_run() -> None:
+    inverter = Inverter(Biased([0.0, 0.0, 0.0, -1e4]), shape=(1, 12, 12), **SMALL)
+    inverter.fit(20, until=0.9, **QUIET)
+    assert summary(inverter, inverter.sample(40))["unreached"][-1] == 3
+
+
+def test_no_class_can_be_reached() -> None:
+    class Nothing(nn.Module):
+        def forward(self, images): return torch.full((len(images), 3), -torch.inf)
+
+    with pytest.raises(ValueError), warnings.catch_warnings():
+        Inverter(Nothing(), shape=(1, 12, 12))
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("at", [1, 7, 13])
+def test_a_term_that_is_not_finite_stops_the_run_by_name(value: float, at: int) -> None:
+    inverter = small_inverter()
+    terms, calls = inverter.objective, []
+    def objective(*args):
+        calls.append(1)
+        return {**terms(*args), **({"ortho": terms(*args)["ortho"] * value} if len(calls) == at else {})}
+    inverter.objective = objective
+    with pytest.raises(FloatingPointError, match=f"'ortho' became {value} at step {at}"): inverter.fit(30, **QUIET)
+    assert inverter.step == (at - 1) // 10 * 10 == len(inverter.history)
+    inverter.objective = terms
+    whole = small_inverter()
+    inverter.fit(30 - inverter.step, **QUIET); whole.fit(30, **QUIET)
+    assert all(torch.equal(t, whole.state()[name]) for name, t in inverter.state().items())
+
+
+def test_a_term_of_weight_zero_may_be_infinite() -> None:
+    assert weigh({"a": torch.tensor(2.0), "b": torch.tensor(torch.inf)}, {"a": 3.0, "b": 0.0}) == 6
+
+
+def test_bad_settings_get_a_sentence() -> None:
+    for settings, sentence in [(dict(batch_size=1), "at least 2"), (dict(n_generators=0), "expected 1 or more"),
+                               (dict(conditioning="x"), "expected one of"), (dict(dropout=1.0), "dropout is 1.0"),
+                               (dict(temperature=0.0), "above 0")]:
+        with pytest.raises(ValueError, match=sentence): small_inverter(**settings)
+    with pytest.raises(ValueError, match="2 labels for 5 images"): spread([1, 2], 5, [0], [0])
+    with pytest.raises(ValueError, match="at least one image"): small_inverter().sample(0)
+
+
+# ---- files
+
+RUN = """
+import sys, torch
+sys.path.insert(0, {tests!r})
+from test_inversion import small_inverter
+inverter = small_inverter()
+print("ready", flush=True)
+inverter.fit(400, checkpoint_dir={folder!r}, checkpoint_every=10, resume=True, progress=False)
+print("done", flush=True)
+"""
+
+
+def start_run(folder: Path) -> subprocess.Popen:
+    code = RUN.format(tests=str(Path(__file__).parent), folder=str(folder))
+    return subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+
+
+def test_a_run_killed_at_random_moments_ends_with_the_same_bits(tmp_path: Path) -> None:
+    rng, kills = random.Random(0), 0
+    for _ in range(3):
+        run = start_run(tmp_path / "killed")
+        assert run.stdout.readline() == "ready\n"
+        time.sleep(rng.uniform(0.1, 1.5))
+        kills += run.poll() is None
+        run.send_signal(signal.SIGKILL)
+        run.wait()
+    last = start_run(tmp_path / "killed")
+    assert last.communicate()[0].endswith("done\n")
+    whole = start_run(tmp_path / "whole")
+    assert whole.communicate()[0].endswith("done\n")
+    ends = [small_inverter(), small_inverter()]
+    for inverter, name in zip(ends, ("killed", "whole")): inverter.load_checkpoint(tmp_path / name)
+    assert kills and ends[0].step == ends[1].step == 400
+    assert all(torch.equal(t, ends[1].state()[name]) for name, t in ends[0].state().items())
+    assert ends[0].history.drop(columns="seconds").equals(ends[1].history.drop(columns="seconds"))
+
+
+def test_damaged_checkpoints_are_refused_in_a_sentence_or_load_correctly(tmp_path: Path) -> None:
+    inverter = small_inverter()
+    inverter.fit(3, checkpoint_dir=tmp_path, **QUIET)
+    path, truth = tmp_path / "checkpoint.safetensors", {name: t.clone() for name, t in inverter.state().items()}
+    whole, rng, refused = path.read_bytes(), random.Random(0), 0
+    for i in range(100):
+        blob = bytearray(whole)
+        if i % 2: del blob[rng.randrange(len(blob)):]
+        else: blob[rng.randrange(min(len(blob), 4000) if i % 4 else len(blob))] ^= 1 << rng.randrange(8)
+        path.write_bytes(blob)
+        fresh = small_inverter()
+        try: fresh.load_checkpoint(tmp_path)
+        except ValueError as e:
+            refused += 1
+            assert "\n" not in str(e)
+        else: assert all(torch.equal(t, fresh.state()[name]) for name, t in truth.items())
+    assert refused > 90
+
+
+def test_a_pickle_in_place_of_a_checkpoint_does_not_run(tmp_path: Path) -> None:
+    import pickle
+
+    class Bomb:
+        def __reduce__(self): return os.mkdir, (str(tmp_path / "exploded"),)
+
+    (tmp_path / "checkpoint.safetensors").write_bytes(pickle.dumps(Bomb()))
+    with pytest.raises(ValueError, match="pickle"): small_inverter().fit(1, checkpoint_dir=tmp_path, resume=True, **QUIET)
+    assert not (tmp_path / "exploded").exists()
+
+
+def test_resuming_something_else_is_refused(tmp_path: Path) -> None:
+    small_inverter().fit(2, checkpoint_dir=tmp_path, **QUIET)
+    with pytest.raises(ValueError, match="'seed': 0.*'seed': 5"): small_inverter(seed=5).load_checkpoint(tmp_path)
+    other = Inverter(small_model(seed=9), shape=(1, 12, 12), **SMALL)
+    with pytest.raises(ValueError, match="another classifier"): other.load_checkpoint(tmp_path)
+    with pytest.raises(ValueError, match="needs checkpoint_dir"): small_inverter().fit(2, resume=True)
+
+
+def test_a_finished_run_is_not_trained_again(tmp_path: Path) -> None:
+    settings = dict(batch_size=64, weights=InversionWeights(gamma=1, gamma_pix=0))
+    first = small_inverter(**settings)
+    first.fit(300, until=0.9, checkpoint_dir=tmp_path, **QUIET)
+    again = small_inverter(**settings)
+    again.fit(300, until=0.9, checkpoint_dir=tmp_path, resume=True, **QUIET)
+    assert again.step == first.step < 300
+
+
+def test_a_full_disk_leaves_the_last_checkpoint(tmp_path: Path) -> None:
+    "In a child process whose files may not grow beyond a few bytes."
+    inverter = small_inverter()
+    inverter.fit(2, checkpoint_dir=tmp_path, **QUIET)
+    path, good = tmp_path / "checkpoint.safetensors", (tmp_path / "checkpoint.safetensors").read_bytes()
+    code = f"""
+import resource, signal, sys
+sys.path.insert(0, {str(Path(__file__).parent)!r})
+from test_inversion import small_inverter
+inverter = small_inverter()
+inverter.fit(4, progress=False)
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
+try: inverter.fit(2, checkpoint_dir={str(tmp_path)!r}, progress=False)
+except OSError as e: sys.exit(0 if "could not be written" in str(e) and inverter.step == 6 else 3)
+sys.exit(4)
+"""
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+    assert path.read_bytes() == good and [p.name for p in tmp_path.iterdir()] == [path.name]
+
+
+def test_a_saved_run_is_one_folder_that_loads_again(tmp_path: Path) -> None:
+    import json
+
+    import pandas as pd
+
+    classifier = FrozenClassifier(small_model(), shape=(1, 12, 12))
+    inverter = Inverter(classifier, n_generators=2, **SMALL)
+    inverter.fit(12, **QUIET)
+    numbers = inverter.save(tmp_path)
+    names = {"config.yaml", "metrics.json", "history.csv", "generator.safetensors", "samples.safetensors", "samples.png"}
+    assert {p.name for p in tmp_path.iterdir()} == names
+    assert json.loads((tmp_path / "metrics.json").read_text()) == numbers
+    assert len(pd.read_csv(tmp_path / "history.csv")) == 12
+    assert torch.equal(Inverter.load(tmp_path, classifier, amp="off").sample(8, seed=1).images, inverter.sample(8, seed=1).images)
+    with pytest.raises(ValueError, match="another classifier"): Inverter.load(tmp_path, small_model(seed=3))
+
+
+def test_the_log_is_read_in_order() -> None:
+    log = Log(["a"], torch.device("cpu"))
+    for i in range(10): log.write(torch.tensor([float(i)]), i)
+    assert log.read().flatten().tolist() == list(range(10)) and log.read().numel() == 0
+    log.cut(3)
+    assert log.table.flatten().tolist() == [0, 1, 2] and log.seconds == [0, 1, 2]
+
+
+def test_samples_draw_themselves() -> None:
+    five_channels = Samples(torch.rand(6, 5, 8, 8), torch.tensor([0, 1] * 3), torch.rand(6, 2), torch.rand(6, 4), torch.zeros(6))
+    assert five_channels.rows(2).shape == (4, 5, 8, 8) and five_channels._repr_png_()[:4] == b"\x89PNG"
