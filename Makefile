@@ -11,12 +11,13 @@ ifeq ($(NETINV_DATA),)
 endif
 export NETINV_DATA
 
-.PHONY: help demo test docs clean
+.PHONY: help demo test docs readme clean
 
 help:
 	@echo "make demo    set up, then invert a classifier of handwritten digits into runs/demo (a minute or two)"
 	@echo "make test    set up, then pass the tests"
 	@echo "make docs    set up, then build the documentation site in _docs"
+	@echo "make readme  write README.md from nbs/index.ipynb"
 	@echo "make clean   remove what the above made, .venv included"
 	@echo
 	@echo "PYTHON=python3.12 picks the interpreter for .venv; NETINV_DATA=folder says where real data sets are."
@@ -26,8 +27,12 @@ demo: $(VENV)/.runtime
 
 test: $(VENV)/.dev
 	$(BIN)/python tools/check_notebooks.py
+	$(BIN)/python tools/readme.py --check
 	$(BIN)/nbdev_test --n_workers 1 --timing
 	$(BIN)/python -m pytest -ra
+
+readme: $(VENV)/.dev
+	$(BIN)/python tools/readme.py
 
 docs: $(VENV)/.dev
 	$(BIN)/python tools/docs.py
