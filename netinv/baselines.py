@@ -8,9 +8,11 @@ __all__ = ['descend_pixels', 'PixelInverter']
 # %% ../nbs/13_baselines.ipynb #9db94870
 import math
 import time
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
+from fastcore.basics import patch
 from torch import Tensor, nn
 
 from .classifier import FrozenClassifier
@@ -25,7 +27,7 @@ def descend_pixels(
     *,
     lr: float = 0.3,           # step size of Adam, in logits of a pixel
     brightness: float = 0.05,  # mean pixel at the start
-    on_step=None,              # called with logits [n, N] and cross entropies [n]; true stops
+    on_step: Callable[[Tensor, Tensor], bool] | None = None,  # gets logits [n, N] and losses [n]; true stops
 ) -> Tensor:                   # [n, C, H, W] float32 in [0, 1]
     "Images from noise by gradient descent on the cross entropy of `labels`."
     start = torch.randn(len(labels), *classifier.shape, generator=rng, device=labels.device)
@@ -56,41 +58,45 @@ class PixelInverter:
         self.classes, self.lr, self.step, self.seconds, self.rows = reachable(self.classifier), lr, 0, 0.0, []
         self.rng = torch.Generator(self.classifier.device).manual_seed(seed)
 
-    def fit(
-        self,
-        steps: int,                  # at most
-        *,
-        until: float | None = None,  # stop once every class has this inversion accuracy
-        per_class: int = 100,        # images to try it on
-    ):                               # pandas.DataFrame: step, seconds, total, ce, accuracy
-        "Find the number of steps that `sample` will take."
-        import pandas as pd
+# %% ../nbs/13_baselines.ipynb #212847d2
+@patch
+def fit(
+    self: PixelInverter,
+    steps: int,                  # at most
+    *,
+    until: float | None = None,  # stop once every class has this inversion accuracy
+    per_class: int = 100,        # images to try it on
+):                               # pandas.DataFrame: step, seconds, total, ce, accuracy
+    "Find the number of steps that `sample` will take."
+    import pandas as pd
 
-        began, self.rows = time.perf_counter(), []
-        labels, _ = spread(None, per_class * len(self.classes), self.classes, [0])
-        labels = labels.to(self.classifier.device)
+    began, self.rows = time.perf_counter(), []
+    labels, _ = spread(None, per_class * len(self.classes), self.classes, [0])
+    labels = labels.to(self.classifier.device)
 
-        def look(logits: Tensor, losses: Tensor) -> bool:
-            accuracy = class_accuracy(logits.argmax(1) == labels, labels, logits.shape[1])[self.classes]
-            self.rows.append((len(self.rows), time.perf_counter() - began, losses.mean().item(), losses.mean().item(), accuracy.mean().item()))
-            return until is not None and bool((accuracy >= until).all())
+    def look(logits: Tensor, losses: Tensor) -> bool:
+        accuracy = class_accuracy(logits.argmax(1) == labels, labels, logits.shape[1])[self.classes]
+        self.rows.append((len(self.rows), time.perf_counter() - began, losses.mean().item(), losses.mean().item(), accuracy.mean().item()))
+        return until is not None and bool((accuracy >= until).all())
 
-        descend_pixels(self.classifier, labels, steps + 1, self.rng, lr=self.lr, on_step=look)
-        self.step, self.seconds = len(self.rows) - 1, self.rows[-1][1]
-        return pd.DataFrame(self.rows, columns=["step", "seconds", "total", "ce", "accuracy"])
+    descend_pixels(self.classifier, labels, steps + 1, self.rng, lr=self.lr, on_step=look)
+    self.step, self.seconds = len(self.rows) - 1, self.rows[-1][1]
+    return pd.DataFrame(self.rows, columns=["step", "seconds", "total", "ce", "accuracy"])
 
-    def sample(
-        self,
-        n: int,                  # images, at least 1
-        *,
-        labels=None,             # one label, or n of them; None goes round the classes
-        seed: int | None = None, # repeats the samples
-        batch_size: int = 500,   # images descended at once
-    ) -> Samples:
-        "New images, each descended for as many steps as `fit` found."
-        if n < 1: raise ValueError(f"n is {n}: expected at least one image")
-        rng = self.rng if seed is None else torch.Generator(self.classifier.device).manual_seed(seed)
-        labels, members = (t.to(self.classifier.device) for t in spread(labels, n, self.classes, [0]))
-        images = torch.cat([descend_pixels(self.classifier, part, self.step, rng, lr=self.lr) for part in labels.split(batch_size)])
-        with torch.no_grad(): outs = [self.classifier(part) for part in images.split(batch_size)]
-        return Samples(images, labels, torch.cat([o.logits.softmax(1) for o in outs]), torch.cat([o.features for o in outs]), members)
+# %% ../nbs/13_baselines.ipynb #07871406
+@patch
+def sample(
+    self: PixelInverter,
+    n: int,                  # images, at least 1
+    *,
+    labels=None,             # one label, or n of them; None goes round the classes
+    seed: int | None = None, # repeats the samples
+    batch_size: int = 500,   # images descended at once
+) -> Samples:
+    "New images, each descended for as many steps as `fit` found."
+    if n < 1: raise ValueError(f"n is {n}: expected at least one image")
+    rng = self.rng if seed is None else torch.Generator(self.classifier.device).manual_seed(seed)
+    labels, members = (t.to(self.classifier.device) for t in spread(labels, n, self.classes, [0]))
+    images = torch.cat([descend_pixels(self.classifier, part, self.step, rng, lr=self.lr) for part in labels.split(batch_size)])
+    with torch.no_grad(): outs = [self.classifier(part) for part in images.split(batch_size)]
+    return Samples(images, labels, torch.cat([o.logits.softmax(1) for o in outs]), torch.cat([o.features for o in outs]), members)

@@ -11,6 +11,7 @@ import math
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
+from fastcore.basics import patch
 from torch import Tensor
 
 from .conditioning import Condition, Conditioning
@@ -86,24 +87,24 @@ class Generator(nn.Module):
         super().__init__()
         _check(shape, dropout, brightness)
         self.shape, self.latent_dim, self.conditioning, self.smooth = tuple(shape), latent_dim, conditioning, smooth
-        size = conditioning.matrix_size
-        start = math.ceil(size / 2)
-        stages = stage_sizes(*shape[1:], size)
-        self.embedding = nn.Embedding(conditioning.n_classes, latent_dim) if conditioning.name == "label" else None
-        seen = latent_dim + conditioning.n_classes * conditioning.has_vector + latent_dim * (self.embedding is not None)
+        size, n = conditioning.matrix_size, conditioning.n_classes
+        start, stages = math.ceil(size / 2), stage_sizes(*shape[1:], size)
+        self.embedding = nn.Embedding(n, latent_dim) if conditioning.name == "label" else None
+        seen = latent_dim + n * conditioning.has_vector + latent_dim * (self.embedding is not None)
         self.root = Block(nn.Sequential(nn.Linear(seen, width * start**2), nn.Unflatten(1, (width, start, start))), width, Dropout(dropout))
         self.to_matrix = Block(doubling(width, width, (size, size)), width, Dropout(dropout))
         self.to_stage = nn.Sequential(nn.Upsample(stages[0], mode="nearest"), nn.Conv2d(width + conditioning.has_matrix, width, 3, padding=1))
         self.to_stage = Block(self.to_stage, width, Dropout(dropout, channels=True))
         widths = [max(width >> i, 16) for i in range(len(stages) - 1)]
         self.doublings = nn.ModuleList(
-            Block(doubling(a, b, s), b, Dropout(dropout, channels=True)) for a, b, s in zip(widths, widths[1:], stages[1:]))
+            Block(doubling(a, b, s), b, Dropout(dropout, channels=True))
+            for a, b, s in zip(widths, widths[1:], stages[1:]))
         self.to_image = doubling(widths[-1], shape[0], stages[-1])
         nn.init.constant_(self.to_image.bias, math.log(brightness / (1 - brightness)))
 
     def forward(
         self,
-        z: Tensor,                           # [B, Z] standard normal
+        z: Tensor,                           # [B, Z] from `latent`
         condition: Condition,                # of B samples
         rng: torch.Generator | None = None,  # where the dropout masks come from
     ) -> Tensor:                             # [B, C, H, W] float32 in [0, 1]
@@ -121,20 +122,24 @@ class Generator(nn.Module):
         if self.embedding is not None: return [z, self.embedding(condition.labels)]
         return [z] if condition.vector is None else [z, condition.vector]
 
-    def latent(
-        self,
-        n: int,                              # samples
-        rng: torch.Generator | None = None,  # on the device of the result
-    ) -> Tensor:                             # [n, Z] standard normal
-        "What an image starts from."
-        return torch.randn(n, self.latent_dim, generator=rng, device=rng.device if rng else None)
+# %% ../nbs/03_generator.ipynb #c181ce7c
+@patch
+def latent(
+    self: Generator,
+    n: int,                              # samples
+    rng: torch.Generator | None = None,  # on the device of the result
+) -> Tensor:                             # [n, Z] standard normal
+    "What an image starts from."
+    return torch.randn(n, self.latent_dim, generator=rng, device=rng.device if rng else None)
 
-    def use_dropout(self, on: bool) -> None:
-        "Switch all dropout on or off; batch norm is not touched."
-        for module in self.modules():
-            if isinstance(module, Dropout): module.on = on
+# %% ../nbs/03_generator.ipynb #10d38603
+@patch
+def use_dropout(self: Generator, on: bool) -> None:
+    "Switch all dropout on or off; batch norm is not touched."
+    for module in self.modules():
+        if isinstance(module, Dropout): module.on = on
 
-# %% ../nbs/03_generator.ipynb #bb596a1f
+# %% ../nbs/03_generator.ipynb #ad2d34b3
 def _check(shape: tuple[int, int, int], dropout: float, brightness: float) -> None:
     "A sentence for what a generator cannot be built from."
     if len(shape) != 3 or shape[0] < 1 or min(shape[1:]) < 8:

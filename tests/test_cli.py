@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import nbformat.v4 as nbf
@@ -111,8 +112,11 @@ def test_a_kernel_that_dies(clone: Path, capsys: pytest.CaptureFixture[str]) -> 
 
 def test_interrupted(clone: Path) -> None:
     write_notebook(Path("nbs/slow.ipynb"), "a = 1", "print('reached')", "import time\nopen('../started', 'w').close()\ntime.sleep(60)")
-    run = subprocess.Popen([*COMMAND, "run", "slow", "--out", "out"], stderr=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": str(ROOT)})
-    while not Path("started").exists(): assert run.poll() is None
+    run = subprocess.Popen([*COMMAND, "run", "slow", "--out", "out"], stderr=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": str(ROOT)},
+                           preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))  # a shell's background jobs ignore it
+    while not Path("started").exists():
+        assert run.poll() is None
+        time.sleep(0.05)
     run.send_signal(signal.SIGINT)
     _, err = run.communicate(timeout=60)
     assert run.returncode == 130 and err.rstrip().endswith("netinv: interrupted") and "Traceback" not in err
