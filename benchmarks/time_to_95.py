@@ -13,6 +13,7 @@ from pathlib import Path
 
 import torch
 from torch import nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from netinv.classifier import FrozenClassifier, accuracy, train_classifier
 from netinv.data import first_available, load_data, pick_amp, pick_device, write_atomic
@@ -48,10 +49,12 @@ class LiteralGenerator(nn.Module):
 
 def literal(classifier: FrozenClassifier, seed: int) -> Inverter:
     "The same loop with everything that makes it fast or sure taken away."
-    inverter = Inverter(classifier, weights=InversionWeights.paper(), temperature=1.0, lr=2e-3, seed=seed, amp="off")
+    inverter = Inverter(classifier, weights=InversionWeights.paper(), temperature=1.0, batch_size=128, lr=2e-3,
+                        averaging=0.0, seed=seed, amp="off")
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         inverter.generators = nn.ModuleList([LiteralGenerator()]).to(inverter.device)
+    inverter.averaged = AveragedModel(inverter.generators, multi_avg_fn=get_ema_multi_avg_fn(0.0), use_buffers=True).eval()
     inverter.optimizer = torch.optim.Adam(inverter.generators.parameters(), 2e-3, betas=(0.5, 0.999))
     return inverter
 

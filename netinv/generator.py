@@ -119,7 +119,7 @@ class Generator(nn.Module):
     ) -> Tensor:                             # [B, C, H, W] float32 in [0, 1]
         "One image for each latent and condition."
         x = self.to_matrix(self.root(self.code(z, condition), rng), rng)
-        if condition.matrix is not None: x = torch.cat([x, condition.matrix.to(x.dtype)], 1)
+        if condition.matrix is not None: x = torch.cat([x, condition.matrix.to(x.dtype) * x.shape[1] ** 0.5], 1)
         x = self.to_stage(x, rng)
         for double in self.doublings: x = double(x, rng)
         x = self.to_image(x).float()

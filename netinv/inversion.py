@@ -20,11 +20,12 @@ from pathlib import Path
 import torch
 from fastcore.basics import patch
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from .classifier import ClassifierOutput, FrozenClassifier
 from .conditioning import Condition, Conditioning, make_conditioning
 from .data import image_grid, load_tensors, pick_amp, save_tensors, write_atomic
-from .generator import Generator
+from .generator import Dropout, Generator
 from .losses import ce_loss, cosine_loss, kl_loss, ortho_loss
 
 # %% ../nbs/05_inversion.ipynb #d740bfec
@@ -33,9 +34,9 @@ class InversionWeights:
     "How much each term counts (section 3.3); any number >= 0, and free to change while training goes on."
     alpha: float = 1.0      # KL divergence between target and answer
     beta: float = 8.0       # cross entropy of the label
-    gamma: float = 8.0      # cosine similarity of features
-    delta: float = 1.0      # orthogonality of features
-    gamma_pix: float = 4.0  # cosine similarity of images; not in the paper
+    gamma: float = 16.0     # cosine similarity of features
+    delta: float = 5.0      # orthogonality of features
+    gamma_pix: float = 5.0  # cosine similarity of images; not in the paper
 
     @classmethod
     def paper(cls) -> "InversionWeights":
@@ -152,8 +153,9 @@ class Inverter:
         weights: InversionWeights | None = None,    # of the terms; None for the defaults
         n_generators: int = 1,                      # K >= 1, trained at once and independently
         temperature: float = 0.15,                  # T > 0 in P = softmax(v / T)
-        batch_size: int = 128,                      # B >= 2, images of each generator in a step
+        batch_size: int = 160,                      # B >= 2, images of each generator in a step
         lr: float = 1e-2,                           # step size of Adam
+        averaging: float = 0.9,                     # decay of the running mean of the weights, which draws samples; 0 for none
         objective: Callable[..., dict[str, Tensor]] = inversion_terms,  # images, condition, outputs -> named terms
         seed: int = 0,                              # repeats the run on the same machine
         device: str = "auto",                       # for a plain module
@@ -166,13 +168,14 @@ class Inverter:
         if n_generators < 1: raise ValueError(f"n_generators is {n_generators}: expected 1 or more")
         self.weights, self.objective, self.batch_size = weights or InversionWeights(), objective, batch_size
         self.config = dict(conditioning=conditioning, n_generators=n_generators, temperature=temperature,
-                           batch_size=batch_size, lr=lr, seed=seed, **sizes)
+                           batch_size=batch_size, lr=lr, averaging=averaging, seed=seed, **sizes)
         self.conditioning = make_conditioning(
             conditioning, self.classifier.n_classes, temperature=temperature,
             side=min(self.classifier.shape[1:]), classes=reachable(self.classifier))
         seeds = [1_000 * seed + k for k in range(n_generators)]
         self.generators = nn.ModuleList(seeded_generator(s, self.classifier.shape, self.conditioning, **sizes) for s in seeds)
         self.generators.to(self.device, memory_format=torch.channels_last)
+        self.averaged = AveragedModel(self.generators, multi_avg_fn=get_ema_multi_avg_fn(averaging), use_buffers=True).eval()
         self.rngs = [torch.Generator(self.device).manual_seed(s) for s in seeds]
         self.sample_rng = torch.Generator(self.device).manual_seed(1_000 * seed + 999)
         fused = self.device.type in ("cpu", "cuda")
@@ -240,6 +243,7 @@ def train_step(self: Inverter) -> None:
     self.optimizer.zero_grad()
     (len(self.generators) * total).backward()
     self.optimizer.step()
+    self.averaged.update_parameters(self.generators)
     self.step, self.seconds = self.step + 1, time.perf_counter() - self.began
     self.record({"total": total, **terms}, condition.labels.flatten(), flat.logits)
 
@@ -307,17 +311,14 @@ def _sample_batch(
     dropout: bool,
     rng: torch.Generator,
 ) -> tuple[Tensor, Tensor, Tensor]:  # images, probs, features
-    "One batch from one generator, as it will be seen: batch norm at rest, the generator left as it was."
-    generator = self.generators[k].eval()
+    "One batch from the averaged weights of one generator, batch norm at rest."
+    generator = self.averaged.module[k]
     generator.use_dropout(dropout)
-    try:
-        with torch.autocast(self.device.type, self.amp, enabled=self.amp is not None):
-            condition = self.conditioning.sample(len(labels), labels, rng)
-            images = generator(generator.latent(len(labels), rng), condition, rng)
-        out = self.classifier(images)
-        return images, out.logits.softmax(1), out.features
-    finally:
-        generator.train().use_dropout(True)
+    with torch.autocast(self.device.type, self.amp, enabled=self.amp is not None):
+        condition = self.conditioning.sample(len(labels), labels, rng)
+        images = generator(generator.latent(len(labels), rng), condition, rng)
+    out = self.classifier(images)
+    return images, out.logits.softmax(1), out.features
 
 # %% ../nbs/05_inversion.ipynb #8fcfd801
 @patch
@@ -342,7 +343,7 @@ def has_reached(
     "Whether every class of every generator is at `until`: first by the training batches, then by fresh samples."
     if until is None: return False
     hits, asked = (self.columns(block, name).sum(0)[self.conditioning.classes] for name in ("hits", "asked"))
-    if (hits / asked.clamp(min=1)).min() < until - 0.03: return False
+    if (hits / asked.clamp(min=1)).min() < until - 0.05: return False
     return bool((self.measure()[:, self.conditioning.classes] >= until).all())
 
 # %% ../nbs/05_inversion.ipynb #4521f6c0
@@ -362,6 +363,7 @@ def state(self: Inverter) -> dict[str, Tensor]:
     "Weights, moments and random states by name, as references."
     moments = self.optimizer.state_dict()["state"]
     return {**{f"generators.{name}": t for name, t in self.generators.state_dict().items()},
+            **{f"averaged.{name}": t for name, t in self.averaged.state_dict().items()},
             **{f"optimizer.{i}.{name}": t for i, entry in moments.items() for name, t in entry.items()},
             **{f"rngs.{k}": rng.get_state() for k, rng in enumerate(self.rngs)}}
 
@@ -374,12 +376,31 @@ def restore(
     "Go back to `state`, in place, so that memory formats stay."
     part = lambda name: {key[len(name) + 1:]: t for key, t in state.items() if key.startswith(name + ".")}
     self.generators.load_state_dict(part("generators"))
+    self.averaged.load_state_dict(part("averaged"))
     for i, p in enumerate(self.optimizer.param_groups[0]["params"]):
         moments = part(f"optimizer.{i}")
         self.optimizer.state[p] = {name: torch.empty_like(p if t.ndim else t).copy_(t) for name, t in moments.items()}
     for k, rng in enumerate(self.rngs): rng.set_state(state[f"rngs.{k}"].cpu())
 
+# %% ../nbs/05_inversion.ipynb #626f4ca4
+@patch
+def snapshot(self: Inverter) -> tuple[int, dict[str, Tensor]]:  # the step, and a copy of `state`
+    "What `rewind` needs to come back to this step."
+    return self.step, {name: t.clone() for name, t in self.state().items()}
+
 # %% ../nbs/05_inversion.ipynb #2f5cfb2b
+@patch
+def rewind(
+    self: Inverter,
+    step: int,                 # at most the present one
+    state: dict[str, Tensor],  # the state at that step
+) -> None:
+    "Be as at `step` again; the log forgets what came after it."
+    self.step = step
+    if self.log: self.log.cut(step)
+    self.restore(state)
+
+# %% ../nbs/05_inversion.ipynb #4a87152e
 def fingerprint(
     classifier: FrozenClassifier,
 ) -> str:  # 64 hexadecimal digits
@@ -390,7 +411,7 @@ def fingerprint(
         digest.update(t.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
 
-# %% ../nbs/05_inversion.ipynb #114f4c6a
+# %% ../nbs/05_inversion.ipynb #9907a45e
 @patch
 def save_checkpoint(
     self: Inverter,
@@ -403,7 +424,7 @@ def save_checkpoint(
     log = {"log": self.log.table, "seconds": torch.tensor(self.log.seconds, dtype=torch.float64)} if self.log else {}
     save_tensors(Path(folder) / "checkpoint.safetensors", {**self.state(), **log}, meta)
 
-# %% ../nbs/05_inversion.ipynb #4a87152e
+# %% ../nbs/05_inversion.ipynb #3bd1af4c
 @patch
 def load_checkpoint(
     self: Inverter,
@@ -424,7 +445,27 @@ def load_checkpoint(
         self.log.table, self.log.seconds = tensors["log"], tensors["seconds"].tolist()
     return meta
 
-# %% ../nbs/05_inversion.ipynb #3bd1af4c
+# %% ../nbs/05_inversion.ipynb #6b9536d8
+@patch
+def adjust(
+    self: Inverter,
+    *,
+    dropout: float | None = None,      # share of values dropped, in [0, 1)
+    temperature: float | None = None,  # T > 0 in P = softmax(v / T)
+    lr: float | None = None,           # step size of Adam, > 0
+) -> None:
+    "Change settings from the next step on; None leaves one as it is."
+    if dropout is not None and not 0 <= dropout < 1: raise ValueError(f"dropout is {dropout}: expected a share from 0 up to, not including, 1")
+    for name, value in (("temperature", temperature), ("lr", lr)):
+        if value is not None and not value > 0: raise ValueError(f"{name} is {value}: expected a number above 0")
+    self.config |= {name: v for name, v in (("dropout", dropout), ("temperature", temperature), ("lr", lr)) if v is not None}
+    if dropout is not None:
+        for module in (*self.generators.modules(), *self.averaged.modules()):
+            if isinstance(module, Dropout): module.p = dropout
+    if temperature is not None: self.conditioning.temperature = temperature
+    if lr is not None: self.optimizer.param_groups[0]["lr"] = lr
+
+# %% ../nbs/05_inversion.ipynb #b022b433
 @patch
 def check_finite(
     self: Inverter,
@@ -433,16 +474,14 @@ def check_finite(
 ) -> tuple[int, dict]:              # the present step and state
     "A `FloatingPointError` with the first term that is not finite, after going back to the state in `good`."
     wrong = (~block.isfinite()).nonzero()
-    if not len(wrong): return self.step, {name: t.clone() for name, t in self.state().items()}
+    if not len(wrong): return self.snapshot()
     row, column = min(map(tuple, wrong.tolist()), key=lambda at: (at[0], at[1] == 0))  # the total is never the culprit
     term, value, step = self.log.columns[column], block[row, column].item(), self.step - len(block) + row + 1
-    self.step = good[0]
-    self.log.cut(self.step)
-    self.restore(good[1])
+    self.rewind(*good)
     raise FloatingPointError(f"the term {term!r} became {value} at step {step}: the generators are back at step {self.step}; "
                              "lower its weight or lr, or check the classifier")
 
-# %% ../nbs/05_inversion.ipynb #6b9536d8
+# %% ../nbs/05_inversion.ipynb #6254c18c
 @patch
 def fit(
     self: Inverter,
@@ -458,7 +497,7 @@ def fit(
     "Train (section 3.3); a `FloatingPointError` names a term that is not finite."
     start, done = self._resume(checkpoint_dir, until) if resume else (self.step, False)
     end = start if done else start + steps
-    good, last = (self.step, {name: t.clone() for name, t in self.state().items()}), self.step
+    good, last = self.snapshot(), self.step
     self.began = time.perf_counter() - self.seconds
     with progress_bar(end, self.step, progress) as bar:
         while self.step < end:
@@ -476,7 +515,7 @@ def fit(
     if checkpoint_dir: self.save_checkpoint(checkpoint_dir, start=start, reached=until if done else None)
     return self.history
 
-# %% ../nbs/05_inversion.ipynb #e605dcd3
+# %% ../nbs/05_inversion.ipynb #0752cba5
 @patch
 def _resume(
     self: Inverter,
@@ -489,7 +528,7 @@ def _resume(
     meta = self.load_checkpoint(folder)
     return meta["start"], until is not None and (meta["reached"] or 0) >= until
 
-# %% ../nbs/05_inversion.ipynb #b022b433
+# %% ../nbs/05_inversion.ipynb #89c0266f
 def progress_bar(
     total: int,    # steps at the end
     initial: int,  # steps done already
@@ -500,7 +539,7 @@ def progress_bar(
 
     return tqdm(total=total, initial=initial, desc="inversion", unit="step", disable=not show)
 
-# %% ../nbs/05_inversion.ipynb #b44c3d1b
+# %% ../nbs/05_inversion.ipynb #76f22044
 @patch
 def show(
     self: Inverter,
@@ -512,7 +551,7 @@ def show(
     bar.set_postfix(loss=f"{block[:, 0].mean():.3f}", accuracy=f"{hits.sum() / asked.sum():.1%}", worst=f"{(hits / asked).nan_to_num(1).min():.0%}")
     bar.update(len(block))
 
-# %% ../nbs/05_inversion.ipynb #6254c18c
+# %% ../nbs/05_inversion.ipynb #b95e2f44
 @patch(as_prop=True)
 def history(
     self: Inverter,
@@ -528,7 +567,7 @@ def history(
     accuracy = (hits.sum(1) / asked.sum(1)).numpy()
     return pd.DataFrame({"step": range(1, len(table) + 1), "seconds": self.log.seconds, **terms, "accuracy": accuracy, **per_class})
 
-# %% ../nbs/05_inversion.ipynb #59fcf4c9
+# %% ../nbs/05_inversion.ipynb #2e3c1f89
 def summary(
     inverter: Inverter,
     samples: Samples,  # of all classes that can be reached
@@ -542,7 +581,7 @@ def summary(
             "samples": len(samples), "steps": inverter.step, "seconds": inverter.seconds,
             "unreachable": inverter.classifier.unreachable, "unreached": (per_class == 0).nonzero()[:, 0].tolist()}
 
-# %% ../nbs/05_inversion.ipynb #a9deea40
+# %% ../nbs/05_inversion.ipynb #d5bbef53
 @patch
 def save(
     self: Inverter,
@@ -560,13 +599,13 @@ def save(
                 "n_classes": self.classifier.n_classes, "classifier": fingerprint(self.classifier)}
     write_atomic(folder / "config.yaml", yaml.safe_dump(settings, sort_keys=False))
     write_atomic(folder / "history.csv", self.history.to_csv(index=False))
-    save_tensors(folder / "generator.safetensors", self.generators.state_dict(), {"config": self.config})
+    save_tensors(folder / "generator.safetensors", self.averaged.module.state_dict(), {"config": self.config})
     save_tensors(folder / "samples.safetensors", {name: t for name, t in vars(drawn).items()})
     write_atomic(folder / "samples.png", drawn._repr_png_())
     write_atomic(folder / "metrics.json", json.dumps(numbers, indent=2))
     return numbers
 
-# %% ../nbs/05_inversion.ipynb #23ba5847
+# %% ../nbs/05_inversion.ipynb #cd5dfbdd
 @patch(cls_method=True)
 def load(
     cls: Inverter,
@@ -586,5 +625,6 @@ def load(
     frozen = as_frozen(classifier, settings.pop("shape", tuple(shape)), settings.pop("device", "auto"))
     if fingerprint(frozen) != print_of: raise ValueError(f"{folder} was trained against another classifier: load it with that one")
     inverter = cls(frozen, weights=weights, **config, **settings)
-    inverter.generators.load_state_dict(load_tensors(Path(folder) / "generator.safetensors")[0])
+    for modules in (inverter.generators, inverter.averaged.module):
+        modules.load_state_dict(load_tensors(Path(folder) / "generator.safetensors")[0])
     return inverter
