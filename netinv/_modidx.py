@@ -340,9 +340,10 @@ d = { 'settings': { 'branch': 'main',
                                 'netinv.widgets._button': ('widgets.html#_button', 'netinv/widgets.py'),
                                 'netinv.widgets._img': ('widgets.html#_img', 'netinv/widgets.py'),
                                 'netinv.widgets.accuracy_bars': ('widgets.html#accuracy_bars', 'netinv/widgets.py'),
+                                'netinv.widgets.labelled': ('widgets.html#labelled', 'netinv/widgets.py'),
                                 'netinv.widgets.nearest_image': ('widgets.html#nearest_image', 'netinv/widgets.py'),
                                 'netinv.widgets.png_bytes': ('widgets.html#png_bytes', 'netinv/widgets.py'),
                                 'netinv.widgets.recent_accuracy': ('widgets.html#recent_accuracy', 'netinv/widgets.py'),
                                 'netinv.widgets.replace_in_cell': ('widgets.html#replace_in_cell', 'netinv/widgets.py'),
                                 'netinv.widgets.running_accuracy': ('widgets.html#running_accuracy', 'netinv/widgets.py'),
-                                'netinv.widgets.weight_slider': ('widgets.html#weight_slider', 'netinv/widgets.py')}}}
+                                'netinv.widgets.step_slider': ('widgets.html#step_slider', 'netinv/widgets.py')}}}

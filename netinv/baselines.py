@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['descend_pixels', 'PixelInverter']
 
-# %% ../nbs/13_baselines.ipynb #9db94870
+# %% ../nbs/13_baselines.ipynb #a31aa7c7
 import math
 import time
 from collections.abc import Callable

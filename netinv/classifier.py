@@ -10,7 +10,7 @@ __all__ = ['MIRRORED', 'conv_block', 'conv_body', 'check_sizes', 'CNN', 'first_l
            'drop_watching_hooks', 'lay_channels_last', 'are_probabilities', 'log_probabilities', 'examine_classifier',
            'tap_features', 'ClassifierOutput', 'FrozenClassifier', 'save_weights', 'load_weights']
 
-# %% ../nbs/01_classifier.ipynb #86dd2c5e
+# %% ../nbs/01_classifier.ipynb #1e4cf211
 import copy
 import math
 import os
@@ -30,7 +30,7 @@ from torch.nn.parameter import is_lazy
 
 from .data import ImageData, Split, load_tensors, pick_amp, pick_device, save_tensors, to_float
 
-# %% ../nbs/01_classifier.ipynb #c5031667
+# %% ../nbs/01_classifier.ipynb #ef592fbe
 def conv_block(
     c_in: int,   # channels coming in
     c_out: int,  # channels going out
@@ -41,7 +41,7 @@ def conv_block(
     conv = nn.Conv2d(c_in, c_out, 3, padding=1, bias=False)  # batch norm has a bias of its own
     return nn.Sequential(*pool, conv, nn.BatchNorm2d(c_out), nn.LeakyReLU(0.1))
 
-# %% ../nbs/01_classifier.ipynb #04a58fb6
+# %% ../nbs/01_classifier.ipynb #c18f2e22
 def conv_body(
     shape: tuple[int, int, int],  # C, H, W of an image
     widths: tuple[int, ...],      # channels of the blocks; the last one again for further blocks
@@ -55,7 +55,7 @@ def conv_body(
         channels = width
     return nn.Sequential(*blocks), channels * sides[0] * sides[1]
 
-# %% ../nbs/01_classifier.ipynb #e6ccd6e8
+# %% ../nbs/01_classifier.ipynb #0c4f7b2b
 def check_sizes(
     shape: tuple[int, int, int],
     n_classes: int | None,
@@ -66,7 +66,7 @@ def check_sizes(
     if n_classes is not None and n_classes < 2:
         raise ValueError(f"n_classes must be at least 2, got {n_classes}")
 
-# %% ../nbs/01_classifier.ipynb #0c4f7b2b
+# %% ../nbs/01_classifier.ipynb #0dd6d593
 class CNN(nn.Module):
     "Convolutions, batch norm, leaky ReLU, dropout and fully connected layers (section 3.1), for images of any size."
 
@@ -93,14 +93,14 @@ class CNN(nn.Module):
     ) -> Tensor:         # [B, N] logits
         return self.head(self.hidden(self.body(images)))
 
-# %% ../nbs/01_classifier.ipynb #a4efa139
+# %% ../nbs/01_classifier.ipynb #d8013833
 def first_line(
     error: Exception,
 ) -> str:  # without a full stop
     "What kind of error it is, and the first line of its message."
     return ": ".join([type(error).__name__, *str(error).strip().splitlines()[:1]]).rstrip(".")
 
-# %% ../nbs/01_classifier.ipynb #a1c27576
+# %% ../nbs/01_classifier.ipynb #f3d596a8
 def run_classifier(
     classifier: Callable[[Tensor], Tensor],
     images: Tensor,  # [B, C, H, W]
@@ -122,7 +122,7 @@ def run_classifier(
         raise ValueError(f"classifier returned {list(output.shape)}, {expected}: reshape its output")
     return output.float()
 
-# %% ../nbs/01_classifier.ipynb #77304833
+# %% ../nbs/01_classifier.ipynb #421ef31a
 def check_logits(
     logits: Tensor,          # [B, N]
     n_classes: int | None,   # N, if known
@@ -135,7 +135,7 @@ def check_logits(
     if logits.amax(1).isinf().any():
         raise ValueError("classifier returned an infinite largest logit for an image in [0, 1]: check its weights")
 
-# %% ../nbs/01_classifier.ipynb #29f0434f
+# %% ../nbs/01_classifier.ipynb #d82cf9bc
 def _mirror(
     index: Tensor,  # integers, at most `size` - 1 beyond either end
     size: int,      # positions are 0..size-1
@@ -143,7 +143,7 @@ def _mirror(
     "Indices that left the range, reflected at its ends."
     return (size - 1) - ((size - 1) - index.abs()).abs()
 
-# %% ../nbs/01_classifier.ipynb #f71b56ea
+# %% ../nbs/01_classifier.ipynb #cec3133b
 def _shifted(
     size: int,                   # length of a side
     batch: int,                  # how many images
@@ -155,7 +155,7 @@ def _shifted(
     shift = torch.randint(-reach, reach + 1, (batch, 1), generator=generator, device=device)
     return _mirror(torch.arange(size, device=device) + shift, size)
 
-# %% ../nbs/01_classifier.ipynb #cec3133b
+# %% ../nbs/01_classifier.ipynb #3297477a
 def augmented(
     images: Tensor,              # [M, C, H, W] uint8, the whole set
     rows: Tensor,                # [B] int64, which of them to take
@@ -172,10 +172,10 @@ def augmented(
     channel = torch.arange(channels, device=images.device)
     return to_float(images[rows[:, None, None, None], channel[:, None, None], y[:, None, :, None], x[:, None, None, :]])
 
-# %% ../nbs/01_classifier.ipynb #001a7d51
+# %% ../nbs/01_classifier.ipynb #bb99715f
 MIRRORED = ("fashion_mnist", "cifar10")  # left and right mean the same in these
 
-# %% ../nbs/01_classifier.ipynb #bb99715f
+# %% ../nbs/01_classifier.ipynb #d5661a9b
 def pick_augment(
     augment: str,  # "auto", "none", "shift" or "shift-flip"
     name: str,     # `ImageData.name`
@@ -185,14 +185,14 @@ def pick_augment(
     if augment in ("none", "shift", "shift-flip"): return augment
     raise ValueError(f"augment is {augment!r}: expected 'auto', 'none', 'shift' or 'shift-flip'")
 
-# %% ../nbs/01_classifier.ipynb #2d4566d4
+# %% ../nbs/01_classifier.ipynb #3f9709b4
 def default_epochs(
     n: int,  # training images
 ) -> int:    # 10..60
     "Ten passes, or more over a set of fewer than 2,000 images."
     return min(max(20_000 // n, 10), 60)
 
-# %% ../nbs/01_classifier.ipynb #604974ed
+# %% ../nbs/01_classifier.ipynb #091cbd99
 def one_cycle(
     model: nn.Module,
     lr: float,            # the peak of the step size
@@ -209,7 +209,7 @@ def one_cycle(
     )
     return optimizer, schedule
 
-# %% ../nbs/01_classifier.ipynb #f685bf77
+# %% ../nbs/01_classifier.ipynb #7ca18cc0
 @contextmanager
 def borrowed_rng(
     seed: int | None,      # None goes on from the present state
@@ -222,7 +222,7 @@ def borrowed_rng(
             if device.type == "cuda": torch.cuda.default_generators[device.index].manual_seed(seed)
         yield
 
-# %% ../nbs/01_classifier.ipynb #ce5c996c
+# %% ../nbs/01_classifier.ipynb #f41c4a4f
 def shuffled_batches(
     n: int,                      # images
     batch_size: int,             # at most this many at once
@@ -233,7 +233,7 @@ def shuffled_batches(
     order = torch.randperm(n, generator=generator, device=generator.device)
     return order[: n // size * size].split(size)
 
-# %% ../nbs/01_classifier.ipynb #dc6c3d1c
+# %% ../nbs/01_classifier.ipynb #10702ca1
 class _Progress:
     "A bar with the mean loss and accuracy of the latest steps."
 
@@ -262,7 +262,7 @@ class _Progress:
         self.sums.clear()
         if self.done == self.total: self.bar.close()
 
-# %% ../nbs/01_classifier.ipynb #c7707a95
+# %% ../nbs/01_classifier.ipynb #65e09fe1
 def train_classifier(
     data: ImageData,
     *,
@@ -301,7 +301,7 @@ def train_classifier(
                 bar.update(loss, logits, labels[rows])
     return model.eval()
 
-# %% ../nbs/01_classifier.ipynb #68228fca
+# %% ../nbs/01_classifier.ipynb #2e072935
 @contextmanager
 def eval_mode(
     model: nn.Module,
@@ -313,7 +313,7 @@ def eval_mode(
     finally:
         for module in training: module.training = True
 
-# %% ../nbs/01_classifier.ipynb #2e072935
+# %% ../nbs/01_classifier.ipynb #74c0e966
 def predictions(
     model: Callable,        # an `nn.Module` in any mode, or a `FrozenClassifier`
     images: Tensor,         # [M, C, H, W] uint8
@@ -325,7 +325,7 @@ def predictions(
         outputs = [model(to_float(part.to(device))) for part in images.split(batch_size)]
     return torch.cat([getattr(output, "logits", output).argmax(1) for output in outputs]).to(images.device)
 
-# %% ../nbs/01_classifier.ipynb #74c0e966
+# %% ../nbs/01_classifier.ipynb #ae146771
 def accuracy(
     model: Callable,        # an `nn.Module` in any mode, or a `FrozenClassifier`
     split: Split,
@@ -336,7 +336,7 @@ def accuracy(
     if not len(split): raise ValueError("accuracy needs at least one image, got an empty split")
     return (predictions(model, split.images, batch_size) == split.labels).float().mean().item()
 
-# %% ../nbs/01_classifier.ipynb #dec5b10f
+# %% ../nbs/01_classifier.ipynb #256a1fa3
 @torch.no_grad()
 def frozen_copy(
     module: nn.Module,
@@ -361,7 +361,7 @@ def frozen_copy(
     for p in frozen.parameters(): p.requires_grad_(False)
     return frozen.to(device).float().eval()
 
-# %% ../nbs/01_classifier.ipynb #df4e3401
+# %% ../nbs/01_classifier.ipynb #5f1fd507
 def probe_images(
     shape: tuple[int, int, int],  # C, H, W
     device: torch.device,
@@ -372,7 +372,7 @@ def probe_images(
     plain = torch.tensor([0.0, 0.5, 1.0]).view(3, 1, 1, 1).expand(3, *shape)
     return torch.cat([0.5 + contrast * noise, plain]).to(device)
 
-# %% ../nbs/01_classifier.ipynb #52fed6a7
+# %% ../nbs/01_classifier.ipynb #05aad72d
 def check_gradient(
     classifier: Callable[[Tensor], Tensor],
     images: Tensor,  # [B, C, H, W]
@@ -389,7 +389,7 @@ def check_gradient(
         advice = "look for no_grad, detach, rounding, NumPy or weights of zero in the classifier and in preprocess"
         raise ValueError(f"no gradient gets from the classifier's logits to the images: {advice}")
 
-# %% ../nbs/01_classifier.ipynb #05aad72d
+# %% ../nbs/01_classifier.ipynb #cdfc98b1
 def warn_if_fickle(
     classifier: Callable[[Tensor], Tensor],
     images: Tensor,  # [8, C, H, W]
@@ -403,7 +403,7 @@ def warn_if_fickle(
         warnings.warn("the classifier's logits for an image depend on the other images in the batch", stacklevel=3)
     return True
 
-# %% ../nbs/01_classifier.ipynb #cdfc98b1
+# %% ../nbs/01_classifier.ipynb #80591867
 def _same(
     a: Tensor,  # logits
     b: Tensor,  # same shape
@@ -412,7 +412,7 @@ def _same(
     scale = b[b.isfinite()].abs().max()
     return torch.allclose(a, b, rtol=1e-2, atol=1e-2 * scale.item())
 
-# %% ../nbs/01_classifier.ipynb #e6648c5c
+# %% ../nbs/01_classifier.ipynb #2b3bbbeb
 class LayerCall(NamedTuple):
     "One use of a layer in a forward pass."
     name: str          # as in `named_modules`
@@ -420,7 +420,7 @@ class LayerCall(NamedTuple):
     input: Any         # the first positional argument
     output: Any
 
-# %% ../nbs/01_classifier.ipynb #2b3bbbeb
+# %% ../nbs/01_classifier.ipynb #1bbf7ca1
 def layer_calls(
     model: nn.Module,
     run: Callable[[], Any],         # uses `model` once
@@ -438,7 +438,7 @@ def layer_calls(
         for handle in handles: handle.remove()
     return calls
 
-# %% ../nbs/01_classifier.ipynb #95f83a61
+# %% ../nbs/01_classifier.ipynb #7697b42f
 def _is_head(
     call: LayerCall,
     n_classes: int,
@@ -448,7 +448,7 @@ def _is_head(
     tensors = isinstance(call.input, Tensor) and isinstance(call.output, Tensor)
     return axis is not None and tensors and call.output.shape[axis] == n_classes
 
-# %% ../nbs/01_classifier.ipynb #7697b42f
+# %% ../nbs/01_classifier.ipynb #dbf55664
 def find_features(
     calls: list[LayerCall],         # from a pass over a probe
     logits: Tensor,                 # [B, N], what came out at the end
@@ -461,7 +461,7 @@ def find_features(
     hidden = [call for call in batch if call.output.flatten(1).shape != logits.shape]
     return (hidden[-1], "output") if hidden else (None, "output")
 
-# %% ../nbs/01_classifier.ipynb #dbf55664
+# %% ../nbs/01_classifier.ipynb #2ef97613
 def _pooled(
     module: nn.Module,
     x: Tensor,  # [B, D], [B, ..., D] into a linear layer, [B, D, H, W] into a convolution
@@ -470,7 +470,7 @@ def _pooled(
     if isinstance(module, nn.Conv2d): return x.flatten(2).mean(2)
     return x.flatten(1, -2).mean(1) if x.ndim > 2 else x
 
-# %% ../nbs/01_classifier.ipynb #c8b2176b
+# %% ../nbs/01_classifier.ipynb #28e87fcc
 class FeatureTap:
     "Fetches the features from a layer, one batch at a time."
 
@@ -492,7 +492,7 @@ class FeatureTap:
         "The features of this thread's latest pass."
         return self.kept.pop(threading.get_ident())
 
-# %% ../nbs/01_classifier.ipynb #c9ec1628
+# %% ../nbs/01_classifier.ipynb #02d88707
 def named_features(
     model: nn.Module,
     run: Callable[[], Any],  # uses `model` once, with a batch of `batch` images
@@ -512,7 +512,7 @@ def named_features(
         raise ValueError(f"layer {name!r} gives {got}, expected a tensor [{batch}, ...]: give another one as features")
     return calls[-1]
 
-# %% ../nbs/01_classifier.ipynb #d7525eb2
+# %% ../nbs/01_classifier.ipynb #4ae9849a
 def drop_watching_hooks(
     model: nn.Module,           # a frozen copy
     run: Callable[[], Tensor],  # its logits on a probe
@@ -528,7 +528,7 @@ def drop_watching_hooks(
     if not needless:
         for h, before in zip(hooks, kept): h.update(before)
 
-# %% ../nbs/01_classifier.ipynb #597bdc61
+# %% ../nbs/01_classifier.ipynb #7118d379
 def lay_channels_last(
     model: nn.Module,           # a frozen copy
     run: Callable[[], Tensor],  # its outputs for a probe
@@ -541,21 +541,21 @@ def lay_channels_last(
     except ValueError: fits = False
     if not fits: model.to(memory_format=torch.contiguous_format)
 
-# %% ../nbs/01_classifier.ipynb #28890dfa
+# %% ../nbs/01_classifier.ipynb #719e3c2e
 def are_probabilities(
     outputs: Tensor,  # [B, N]
 ) -> bool:
     "Whether each row is a probability distribution, to within rounding."
     return bool((outputs >= 0).all() and ((outputs.sum(1) - 1).abs() < 1e-2).all())
 
-# %% ../nbs/01_classifier.ipynb #719e3c2e
+# %% ../nbs/01_classifier.ipynb #7a1da14f
 def log_probabilities(
     outputs: Tensor,  # [B, N] in [0, 1]
 ) -> Tensor:          # [B, N], at least -87.4
     "Logits whose softmax is `outputs`."
     return outputs.clamp_min(torch.finfo(torch.float32).tiny).log()
 
-# %% ../nbs/01_classifier.ipynb #84e62dc5
+# %% ../nbs/01_classifier.ipynb #3f604b71
 def examine_classifier(
     model: nn.Module,                     # a frozen copy
     forward: Callable[[Tensor], Tensor],  # `model` after its preprocessing
@@ -573,7 +573,7 @@ def examine_classifier(
         warnings.warn("the classifier returns probabilities: their logarithms serve as logits", stacklevel=3)
     return outputs
 
-# %% ../nbs/01_classifier.ipynb #3f604b71
+# %% ../nbs/01_classifier.ipynb #dd6277ae
 def tap_features(
     model: nn.Module,           # a frozen copy
     run: Callable[[], Tensor],  # its outputs for the probe
@@ -587,13 +587,13 @@ def tap_features(
     if call is None: return None, "logits"
     return FeatureTap(call.module, side), f"{side} of {call.name or 'the model'}"
 
-# %% ../nbs/01_classifier.ipynb #ce4cd60b
+# %% ../nbs/01_classifier.ipynb #d549e890
 class ClassifierOutput(NamedTuple):
     "What a `FrozenClassifier` says about a batch of images."
     logits: Tensor    # [B, N] float32
     features: Tensor  # [B, D] float32, the last hidden layer
 
-# %% ../nbs/01_classifier.ipynb #d549e890
+# %% ../nbs/01_classifier.ipynb #ffbef9f3
 class FrozenClassifier:
     "A frozen copy of any classifier, checked, its features at hand (section 3.1); a `ValueError` if it is unfit."
 
@@ -638,7 +638,7 @@ class FrozenClassifier:
 
     def __repr__(self) -> str: return _describe(self)
 
-# %% ../nbs/01_classifier.ipynb #ffbef9f3
+# %% ../nbs/01_classifier.ipynb #c87bc39a
 def _describe(
     classifier: FrozenClassifier,
 ) -> str:
@@ -648,7 +648,7 @@ def _describe(
     never = f", unreachable: {classifier.unreachable}" if classifier.unreachable else ""
     return f"FrozenClassifier({type(classifier.model).__name__}: {sizes}{never}, {classifier.device})"
 
-# %% ../nbs/01_classifier.ipynb #f8fed86c
+# %% ../nbs/01_classifier.ipynb #1aa025d1
 def save_weights(
     model: nn.Module,
     path: str | os.PathLike,  # must end in .safetensors
@@ -659,7 +659,7 @@ def save_weights(
         raise ValueError(f"weights are saved as safetensors: call the file {name}")
     save_tensors(path, model.state_dict(), {"model": type(model).__name__})
 
-# %% ../nbs/01_classifier.ipynb #1aa025d1
+# %% ../nbs/01_classifier.ipynb #cbe8f09e
 def _read_weights(
     path: Path,
 ) -> dict[str, Tensor]:
@@ -677,7 +677,7 @@ def _read_weights(
         raise ValueError(f"{path} does not hold a state dict of tensors: save model.state_dict()")
     return content
 
-# %% ../nbs/01_classifier.ipynb #91873cc0
+# %% ../nbs/01_classifier.ipynb #9eee97cf
 def _misfits(
     wanted: dict[str, Tensor],  # the model's
     state: dict[str, Tensor],   # the file's
@@ -693,12 +693,12 @@ def _misfits(
     }
     return "; ".join(f"{kind}: {_some(names)}" for kind, names in kinds.items() if names)
 
-# %% ../nbs/01_classifier.ipynb #9eee97cf
+# %% ../nbs/01_classifier.ipynb #4c610984
 def _some(names: list[str]) -> str:
     "The first three of a list, and how many more there are."
     return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
-# %% ../nbs/01_classifier.ipynb #4c610984
+# %% ../nbs/01_classifier.ipynb #b732d110
 def load_weights(
     model: nn.Module,
     path: str | os.PathLike,  # .safetensors, or a state dict in .pt or .pth

@@ -8,7 +8,7 @@ __all__ = ['EXPONENTIAL', 'UsageError', 'RunFailed', 'notebooks', 'find_notebook
            'this_python', 'pick_kernel', 'execute_notebook', 'run_notebook', 'list_notebooks', 'load_factory',
            'build_model', 'normaliser', 'print_classes', 'build_parser', 'main']
 
-# %% ../nbs/12_cli.ipynb #7cd76033
+# %% ../nbs/12_cli.ipynb #881cb870
 import argparse
 import ast
 import difflib

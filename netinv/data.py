@@ -7,7 +7,7 @@ __all__ = ['NAMED_SETS', 'IDX_SHA256', 'pick_device', 'pick_amp', 'mend_torchvis
            'ImageData', 'stratified_order', 'stratified_subset', 'data_root', 'first_available', 'load_data',
            'write_atomic', 'save_tensors', 'load_tensors']
 
-# %% ../nbs/00_data.ipynb #d30ad121
+# %% ../nbs/00_data.ipynb #dfee0a8e
 import hashlib
 import importlib.machinery
 import importlib.util

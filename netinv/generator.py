@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['stage_sizes', 'Dropout', 'Block', 'doubling', 'doubling_block', 'Generator']
 
-# %% ../nbs/03_generator.ipynb #ee15ac0e
+# %% ../nbs/03_generator.ipynb #b842e2cf
 import math
 
 import torch

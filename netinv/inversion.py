@@ -6,7 +6,7 @@
 __all__ = ['SYNC_EVERY', 'InversionWeights', 'inversion_terms', 'weigh', 'Samples', 'class_accuracy', 'Log', 'Inverter',
            'as_frozen', 'reachable', 'seeded_generator', 'spread', 'fingerprint', 'progress_bar', 'summary']
 
-# %% ../nbs/05_inversion.ipynb #e3b44eac
+# %% ../nbs/05_inversion.ipynb #db2e848b
 import hashlib
 import json
 import math
@@ -28,7 +28,7 @@ from .data import image_grid, load_tensors, pick_amp, save_tensors, write_atomic
 from .generator import Dropout, Generator
 from .losses import ce_loss, cosine_loss, kl_loss, ortho_loss
 
-# %% ../nbs/05_inversion.ipynb #d740bfec
+# %% ../nbs/05_inversion.ipynb #31cc1c9a
 @dataclass
 class InversionWeights:
     "How much each term counts (section 3.3); any number >= 0, and free to change while training goes on."
@@ -47,7 +47,7 @@ class InversionWeights:
         "The same numbers under the names of the terms they multiply."
         return {"kl": self.alpha, "ce": self.beta, "cosine": self.gamma, "ortho": self.delta, "cosine_pix": self.gamma_pix}
 
-# %% ../nbs/05_inversion.ipynb #b139d570
+# %% ../nbs/05_inversion.ipynb #6d7aeed1
 def inversion_terms(
     images: Tensor,         # [K, B, C, H, W] float in [0, 1]
     condition: Condition,   # fields with [K, B, ...]
@@ -62,7 +62,7 @@ def inversion_terms(
         "cosine_pix": cosine_loss(images.flatten(2)),
     }
 
-# %% ../nbs/05_inversion.ipynb #6d7aeed1
+# %% ../nbs/05_inversion.ipynb #63e97ac2
 def weigh(
     terms: dict[str, Tensor],    # scalars
     weights: dict[str, float],   # a weight for each of them
@@ -70,7 +70,7 @@ def weigh(
     "The weighted sum of `terms`; a term of weight zero is left out, even where it is infinite."
     return sum(weights[name] * term for name, term in terms.items() if weights[name])
 
-# %% ../nbs/05_inversion.ipynb #01855b2d
+# %% ../nbs/05_inversion.ipynb #1ec2355e
 @dataclass
 class Samples:
     "Images from a trained generator, with the classifier's view of them."
@@ -104,7 +104,7 @@ class Samples:
     def __repr__(self) -> str:
         return f"Samples({len(self)} images of {'x'.join(map(str, self.images.shape[1:]))}, inversion accuracy {self.hits.float().mean():.1%})"
 
-# %% ../nbs/05_inversion.ipynb #1ec2355e
+# %% ../nbs/05_inversion.ipynb #0fe1bbf6
 def class_accuracy(
     hits: Tensor,    # [n] bool
     labels: Tensor,  # [n] int64
@@ -114,10 +114,10 @@ def class_accuracy(
     count = torch.bincount(labels, minlength=n_classes)
     return torch.bincount(labels, weights=hits.double(), minlength=n_classes).float() / count
 
-# %% ../nbs/05_inversion.ipynb #1af71fe9
+# %% ../nbs/05_inversion.ipynb #4acb49b1
 SYNC_EVERY = 10  # steps between two looks at the numbers
 
-# %% ../nbs/05_inversion.ipynb #4acb49b1
+# %% ../nbs/05_inversion.ipynb #6ce9b0e3
 class Log:
     "Rows of numbers, written on the device and read in blocks."
     def __init__(self, columns: list[str], device: torch.device):
@@ -141,7 +141,7 @@ class Log:
         self.table = torch.cat([self.table, new])
         return new
 
-# %% ../nbs/05_inversion.ipynb #f0216f3a
+# %% ../nbs/05_inversion.ipynb #4d7e5c4d
 class Inverter:
     "Trains conditioned generators against a frozen classifier (section 3.3) and samples from them."
     def __init__(
@@ -185,7 +185,7 @@ class Inverter:
     def __repr__(self) -> str:
         return f"Inverter({len(self.generators)} generators, {self.step} steps, {self.conditioning}, {self.classifier})"
 
-# %% ../nbs/05_inversion.ipynb #4d7e5c4d
+# %% ../nbs/05_inversion.ipynb #e2ed786e
 def as_frozen(
     classifier: FrozenClassifier | nn.Module,
     shape: tuple[int, int, int] | None,  # C, H, W; needed for a plain module
@@ -196,7 +196,7 @@ def as_frozen(
     if shape is None: raise ValueError("shape is missing: a plain module needs shape=(channels, height, width)")
     return FrozenClassifier(classifier, shape=shape, device=device)
 
-# %% ../nbs/05_inversion.ipynb #e2ed786e
+# %% ../nbs/05_inversion.ipynb #cbdf81d4
 def reachable(
     classifier: FrozenClassifier,
 ) -> list[int]:  # labels
@@ -206,7 +206,7 @@ def reachable(
     if lost: warnings.warn(f"the logits of classes {lost} are minus infinity: no image reaches these, so they are left out")
     return [k for k in range(classifier.n_classes) if k not in lost]
 
-# %% ../nbs/05_inversion.ipynb #cbdf81d4
+# %% ../nbs/05_inversion.ipynb #159e8eba
 def seeded_generator(
     seed: int,
     shape: tuple[int, int, int],  # C, H, W
@@ -218,7 +218,7 @@ def seeded_generator(
         torch.default_generator.manual_seed(seed)
         return Generator(shape, conditioning, **sizes)
 
-# %% ../nbs/05_inversion.ipynb #a5f0a011
+# %% ../nbs/05_inversion.ipynb #e18c31e0
 @patch
 def draw(
     self: Inverter,
@@ -230,7 +230,7 @@ def draw(
     fields = [None if parts[0] is None else torch.stack(parts) for parts in zip(*conditions)]
     return torch.stack(images), Condition(*fields)
 
-# %% ../nbs/05_inversion.ipynb #e18c31e0
+# %% ../nbs/05_inversion.ipynb #6e3b91f4
 @patch
 def train_step(self: Inverter) -> None:
     "Draw, classify, weigh, descend; the step's numbers go to the log."
@@ -247,7 +247,7 @@ def train_step(self: Inverter) -> None:
     self.step, self.seconds = self.step + 1, time.perf_counter() - self.began
     self.record({"total": total, **terms}, condition.labels.flatten(), flat.logits)
 
-# %% ../nbs/05_inversion.ipynb #6e3b91f4
+# %% ../nbs/05_inversion.ipynb #17f74d69
 @patch
 def record(
     self: Inverter,
@@ -262,7 +262,7 @@ def record(
     hits = asked * (logits.argmax(1) == labels)[:, None]
     self.log.write(torch.cat([torch.stack([*terms.values()]).detach(), hits.sum(0), asked.sum(0)]), self.seconds)
 
-# %% ../nbs/05_inversion.ipynb #f655dd56
+# %% ../nbs/05_inversion.ipynb #33823105
 def spread(
     labels,              # None, one label, or n labels
     n: int,              # images
@@ -276,7 +276,7 @@ def spread(
     if labels.ndim and len(labels) != n: raise ValueError(f"{len(labels)} labels for {n} images: give one label, or one for each image")
     return labels.expand(n).long(), torch.tensor(members)[index % len(members)]
 
-# %% ../nbs/05_inversion.ipynb #3ca37aea
+# %% ../nbs/05_inversion.ipynb #f0807b81
 @patch
 @torch.no_grad()
 def sample(
@@ -302,7 +302,7 @@ def sample(
     images, probs, features = (torch.cat(part)[order] for part in zip(*parts))
     return Samples(images, labels, probs, features, members)
 
-# %% ../nbs/05_inversion.ipynb #f0807b81
+# %% ../nbs/05_inversion.ipynb #56fff78f
 @patch
 def _sample_batch(
     self: Inverter,
@@ -320,7 +320,7 @@ def _sample_batch(
     out = self.classifier(images)
     return images, out.logits.softmax(1), out.features
 
-# %% ../nbs/05_inversion.ipynb #8fcfd801
+# %% ../nbs/05_inversion.ipynb #d5165d8d
 @patch
 def measure(
     self: Inverter,
@@ -333,7 +333,7 @@ def measure(
     samples = [self.sample(count, generators=[k], seed=self.step) for k in range(len(self.generators))]
     return torch.stack([class_accuracy(s.hits, s.labels, n) for s in samples])
 
-# %% ../nbs/05_inversion.ipynb #d5165d8d
+# %% ../nbs/05_inversion.ipynb #4521f6c0
 @patch
 def has_reached(
     self: Inverter,
@@ -346,7 +346,7 @@ def has_reached(
     if (hits / asked.clamp(min=1)).min() < until - 0.05: return False
     return bool((self.measure()[:, self.conditioning.classes] >= until).all())
 
-# %% ../nbs/05_inversion.ipynb #4521f6c0
+# %% ../nbs/05_inversion.ipynb #7451ad73
 @patch
 def columns(
     self: Inverter,
@@ -357,7 +357,7 @@ def columns(
     start = self.log.columns.index(f"{name}_0")
     return rows[:, start : start + self.classifier.n_classes]
 
-# %% ../nbs/05_inversion.ipynb #d9786b02
+# %% ../nbs/05_inversion.ipynb #16e17614
 @patch
 def state(self: Inverter) -> dict[str, Tensor]:
     "Weights, moments and random states by name, as references."
@@ -367,7 +367,7 @@ def state(self: Inverter) -> dict[str, Tensor]:
             **{f"optimizer.{i}.{name}": t for i, entry in moments.items() for name, t in entry.items()},
             **{f"rngs.{k}": rng.get_state() for k, rng in enumerate(self.rngs)}}
 
-# %% ../nbs/05_inversion.ipynb #16e17614
+# %% ../nbs/05_inversion.ipynb #626f4ca4
 @patch
 def restore(
     self: Inverter,
@@ -382,13 +382,13 @@ def restore(
         self.optimizer.state[p] = {name: torch.empty_like(p if t.ndim else t).copy_(t) for name, t in moments.items()}
     for k, rng in enumerate(self.rngs): rng.set_state(state[f"rngs.{k}"].cpu())
 
-# %% ../nbs/05_inversion.ipynb #626f4ca4
+# %% ../nbs/05_inversion.ipynb #2f5cfb2b
 @patch
 def snapshot(self: Inverter) -> tuple[int, dict[str, Tensor]]:  # the step, and a copy of `state`
     "What `rewind` needs to come back to this step."
     return self.step, {name: t.clone() for name, t in self.state().items()}
 
-# %% ../nbs/05_inversion.ipynb #2f5cfb2b
+# %% ../nbs/05_inversion.ipynb #114f4c6a
 @patch
 def rewind(
     self: Inverter,
@@ -400,7 +400,7 @@ def rewind(
     if self.log: self.log.cut(step)
     self.restore(state)
 
-# %% ../nbs/05_inversion.ipynb #4a87152e
+# %% ../nbs/05_inversion.ipynb #9907a45e
 def fingerprint(
     classifier: FrozenClassifier,
 ) -> str:  # 64 hexadecimal digits
@@ -411,7 +411,7 @@ def fingerprint(
         digest.update(t.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
 
-# %% ../nbs/05_inversion.ipynb #9907a45e
+# %% ../nbs/05_inversion.ipynb #3bd1af4c
 @patch
 def save_checkpoint(
     self: Inverter,
@@ -424,7 +424,7 @@ def save_checkpoint(
     log = {"log": self.log.table, "seconds": torch.tensor(self.log.seconds, dtype=torch.float64)} if self.log else {}
     save_tensors(Path(folder) / "checkpoint.safetensors", {**self.state(), **log}, meta)
 
-# %% ../nbs/05_inversion.ipynb #3bd1af4c
+# %% ../nbs/05_inversion.ipynb #ee35aab6
 @patch
 def load_checkpoint(
     self: Inverter,
@@ -445,7 +445,7 @@ def load_checkpoint(
         self.log.table, self.log.seconds = tensors["log"], tensors["seconds"].tolist()
     return meta
 
-# %% ../nbs/05_inversion.ipynb #6b9536d8
+# %% ../nbs/05_inversion.ipynb #e605dcd3
 @patch
 def adjust(
     self: Inverter,
@@ -465,7 +465,7 @@ def adjust(
     if temperature is not None: self.conditioning.temperature = temperature
     if lr is not None: self.optimizer.param_groups[0]["lr"] = lr
 
-# %% ../nbs/05_inversion.ipynb #b022b433
+# %% ../nbs/05_inversion.ipynb #b44c3d1b
 @patch
 def check_finite(
     self: Inverter,
@@ -481,7 +481,7 @@ def check_finite(
     raise FloatingPointError(f"the term {term!r} became {value} at step {step}: the generators are back at step {self.step}; "
                              "lower its weight or lr, or check the classifier")
 
-# %% ../nbs/05_inversion.ipynb #6254c18c
+# %% ../nbs/05_inversion.ipynb #0752cba5
 @patch
 def fit(
     self: Inverter,
@@ -515,7 +515,7 @@ def fit(
     if checkpoint_dir: self.save_checkpoint(checkpoint_dir, start=start, reached=until if done else None)
     return self.history
 
-# %% ../nbs/05_inversion.ipynb #0752cba5
+# %% ../nbs/05_inversion.ipynb #89c0266f
 @patch
 def _resume(
     self: Inverter,
@@ -528,7 +528,7 @@ def _resume(
     meta = self.load_checkpoint(folder)
     return meta["start"], until is not None and (meta["reached"] or 0) >= until
 
-# %% ../nbs/05_inversion.ipynb #89c0266f
+# %% ../nbs/05_inversion.ipynb #76f22044
 def progress_bar(
     total: int,    # steps at the end
     initial: int,  # steps done already
@@ -539,7 +539,7 @@ def progress_bar(
 
     return tqdm(total=total, initial=initial, desc="inversion", unit="step", disable=not show)
 
-# %% ../nbs/05_inversion.ipynb #76f22044
+# %% ../nbs/05_inversion.ipynb #b95e2f44
 @patch
 def show(
     self: Inverter,
@@ -551,7 +551,7 @@ def show(
     bar.set_postfix(loss=f"{block[:, 0].mean():.3f}", accuracy=f"{hits.sum() / asked.sum():.1%}", worst=f"{(hits / asked).nan_to_num(1).min():.0%}")
     bar.update(len(block))
 
-# %% ../nbs/05_inversion.ipynb #b95e2f44
+# %% ../nbs/05_inversion.ipynb #3511038a
 @patch(as_prop=True)
 def history(
     self: Inverter,
@@ -567,7 +567,7 @@ def history(
     accuracy = (hits.sum(1) / asked.sum(1)).numpy()
     return pd.DataFrame({"step": range(1, len(table) + 1), "seconds": self.log.seconds, **terms, "accuracy": accuracy, **per_class})
 
-# %% ../nbs/05_inversion.ipynb #2e3c1f89
+# %% ../nbs/05_inversion.ipynb #d5bbef53
 def summary(
     inverter: Inverter,
     samples: Samples,  # of all classes that can be reached
@@ -581,7 +581,7 @@ def summary(
             "samples": len(samples), "steps": inverter.step, "seconds": inverter.seconds,
             "unreachable": inverter.classifier.unreachable, "unreached": (per_class == 0).nonzero()[:, 0].tolist()}
 
-# %% ../nbs/05_inversion.ipynb #d5bbef53
+# %% ../nbs/05_inversion.ipynb #cd5dfbdd
 @patch
 def save(
     self: Inverter,
@@ -605,7 +605,7 @@ def save(
     write_atomic(folder / "metrics.json", json.dumps(numbers, indent=2))
     return numbers
 
-# %% ../nbs/05_inversion.ipynb #cd5dfbdd
+# %% ../nbs/05_inversion.ipynb #46244f24
 @patch(cls_method=True)
 def load(
     cls: Inverter,

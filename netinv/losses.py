@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['full_precision', 'kl_loss', 'ce_loss', 'unit_rows', 'cosine_loss', 'gram', 'ortho_loss']
 
-# %% ../nbs/04_losses.ipynb #6d6eb8bf
+# %% ../nbs/04_losses.ipynb #d2080ba8
 import torch
 import torch.nn.functional as F
 from torch import Tensor

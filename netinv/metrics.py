@@ -8,7 +8,7 @@ __all__ = ['Observed', 'observe', 'intended_labels', 'class_means', 'inversion_a
            'diversity_of', 'diversity', 'manifold_scores', 'group_prdc', 'prdc', 'report_column', 'inversion_report',
            'draw_metric', 'plot_report', 'report_numbers']
 
-# %% ../nbs/06_metrics.ipynb #b0ef1c08
+# %% ../nbs/06_metrics.ipynb #35dd0842
 import contextlib
 import io
 import math
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from pandas import DataFrame, Series
 
-# %% ../nbs/06_metrics.ipynb #06fb062c
+# %% ../nbs/06_metrics.ipynb #16ae8b07
 class Observed(NamedTuple):
     "Images and what a classifier sees in them."
     images: Tensor    # [n, C, H, W] uint8, or float in [0, 1]
@@ -33,7 +33,7 @@ class Observed(NamedTuple):
     probs: Tensor     # [n, N] float32 softmax output
     features: Tensor  # [n, D] float32 last hidden layer
 
-# %% ../nbs/06_metrics.ipynb #16ae8b07
+# %% ../nbs/06_metrics.ipynb #5569f183
 @torch.no_grad()
 def observe(
     classifier,             # `FrozenClassifier`
@@ -45,7 +45,7 @@ def observe(
     probs = torch.cat([b.logits.softmax(1).cpu() for b in batches])
     return Observed(split.images.cpu(), split.labels.cpu(), probs, torch.cat([b.features.cpu() for b in batches]))
 
-# %% ../nbs/06_metrics.ipynb #3ce97fd1
+# %% ../nbs/06_metrics.ipynb #e5d3946d
 def intended_labels(
     samples,     # with `labels` [n] and `probs` [n, N]
 ) -> Tensor:     # [n] int64 on the CPU
@@ -58,7 +58,7 @@ def intended_labels(
                          "give the intended class of each image")
     return labels.cpu()
 
-# %% ../nbs/06_metrics.ipynb #e5d3946d
+# %% ../nbs/06_metrics.ipynb #cdee91ae
 def class_means(
     values: Tensor,  # [n] any dtype
     labels: Tensor,  # [n] int64 in 0..n_classes-1
@@ -69,7 +69,7 @@ def class_means(
     values = pd.Series(values.cpu().double().numpy())
     return values.groupby(labels.cpu().numpy()).mean().reindex(range(n_classes)).rename_axis("class")
 
-# %% ../nbs/06_metrics.ipynb #cdee91ae
+# %% ../nbs/06_metrics.ipynb #0383772d
 def inversion_accuracy(
     samples,                  # with `labels` [n] and `probs` [n, N], for instance from `Inverter.sample`
     per_class: bool = False,  # one number for each class?
@@ -79,7 +79,7 @@ def inversion_accuracy(
     hit = (probs.argmax(1) == labels).double()
     return class_means(hit, labels, probs.shape[1]) if per_class else hit.mean().item()
 
-# %% ../nbs/06_metrics.ipynb #0e82c418
+# %% ../nbs/06_metrics.ipynb #cac3d522
 def confidence(
     samples,                  # with `labels` [n] and `probs` [n, N]
     per_class: bool = False,  # one number for each class?
@@ -89,7 +89,7 @@ def confidence(
     p = probs.gather(1, labels[:, None])[:, 0]
     return class_means(p, labels, probs.shape[1]) if per_class else p.mean().item()
 
-# %% ../nbs/06_metrics.ipynb #100d13f7
+# %% ../nbs/06_metrics.ipynb #2fe6f4e7
 def finite_rows(
     x: Tensor,  # [n, ...] features or images, any dtype
 ) -> Tensor:    # [n, D] float64 on the CPU
@@ -101,7 +101,7 @@ def finite_rows(
                          "or infinity; leave those out or look for what made them")
     return rows
 
-# %% ../nbs/06_metrics.ipynb #2fe6f4e7
+# %% ../nbs/06_metrics.ipynb #20d86edc
 def directions(
     x: Tensor,  # [n, ...] features or images
 ) -> Tensor:    # [n, D + 1] float64, every row of length one
@@ -111,7 +111,7 @@ def directions(
     empty = length == 0
     return torch.cat([rows / length.masked_fill(empty, 1), empty.double()], dim=1)
 
-# %% ../nbs/06_metrics.ipynb #3d60ffaa
+# %% ../nbs/06_metrics.ipynb #87755bef
 def vendi_score(
     x: Tensor,  # [n, D] features, or [n, C, H, W] images
 ) -> float:     # in [1, n]: 1 if all rows point the same way, n if all are at right angles
@@ -123,7 +123,7 @@ def vendi_score(
     if d > n: rows = rows.T * math.sqrt(d / n)
     with threadpool_limits(1): return float(vendi.score_dual(rows, normalize=False))
 
-# %% ../nbs/06_metrics.ipynb #f34fbce7
+# %% ../nbs/06_metrics.ipynb #8bb9a3ed
 def draw_per_class(
     labels: Tensor,     # [n] int64
     counts: list[int],  # per class how many, at most
@@ -134,7 +134,7 @@ def draw_per_class(
     shuffled = labels.cpu()[order]
     return [order[shuffled == c][:n] for c, n in enumerate(counts)]
 
-# %% ../nbs/06_metrics.ipynb #c8bfad26
+# %% ../nbs/06_metrics.ipynb #a13e0da0
 def thinned(
     groups: list[Tensor],  # per class the indices of samples
     limit: int = 2000,     # at most this many are left
@@ -143,7 +143,7 @@ def thinned(
     together = torch.cat(groups)
     return together[::max(1, math.ceil(len(together) / limit))]
 
-# %% ../nbs/06_metrics.ipynb #66982b7f
+# %% ../nbs/06_metrics.ipynb #9aae5750
 def distance_between(
     rows: Tensor,          # [n, D] directions
     groups: list[Tensor],  # per class the indices of its rows
@@ -153,7 +153,7 @@ def distance_between(
     others, n_others = sums.sum(0) - sums, sizes.sum() - sizes
     return 1 - (sums * others).sum(1) / (sizes * n_others)
 
-# %% ../nbs/06_metrics.ipynb #00b4c6ed
+# %% ../nbs/06_metrics.ipynb #1b94c6d7
 def group_diversity(
     x: Tensor,             # [n, ...] features or images
     groups: list[Tensor],  # per class the indices of the samples to compare
@@ -169,7 +169,7 @@ def group_diversity(
     table.loc["all"] = {**table.mean(), "vendi": vendi_score(rows[whole]) if len(whole) > 1 else math.nan}
     return table
 
-# %% ../nbs/06_metrics.ipynb #1b94c6d7
+# %% ../nbs/06_metrics.ipynb #10fb698c
 def diversity_of(
     samples,               # with `images` [n, C, H, W] and `features` [n, D]
     groups: list[Tensor],  # per class the indices of the samples to compare
@@ -181,7 +181,7 @@ def diversity_of(
     table.insert(0, "n", [*sizes, sum(sizes)])
     return table
 
-# %% ../nbs/06_metrics.ipynb #b0dd3a59
+# %% ../nbs/06_metrics.ipynb #f557b51d
 def diversity(
     samples,                 # with `images` [n, C, H, W], `labels` [n], `probs` [n, N] and `features` [n, D]
     n_per_class: int = 150,  # samples drawn of each class; compare tables of equal `n` only
@@ -191,7 +191,7 @@ def diversity(
     groups = draw_per_class(intended_labels(samples), [n_per_class] * samples.probs.shape[1], seed)
     return diversity_of(samples, groups)
 
-# %% ../nbs/06_metrics.ipynb #dd287ba7
+# %% ../nbs/06_metrics.ipynb #2a702c93
 def manifold_scores(
     real: Tensor,  # [n, D] features of real images, n > k + 1
     fake: Tensor,  # [m, D] features of generated images, m > k + 1
@@ -206,7 +206,7 @@ def manifold_scores(
     with contextlib.redirect_stdout(io.StringIO()): scores = compute_prdc(real, fake, nearest_k=k)
     return {name: float(value) for name, value in scores.items()}
 
-# %% ../nbs/06_metrics.ipynb #57e74ebc
+# %% ../nbs/06_metrics.ipynb #eaa619ff
 def group_prdc(
     real: Tensor,               # [n, D] features of real images
     fake: Tensor,               # [m, D] features of generated images
@@ -221,7 +221,7 @@ def group_prdc(
     index = pd.Index([*range(len(real_groups)), "all"], name="class")
     return pd.DataFrame(rows, index=index, columns=["precision", "recall", "density", "coverage"], dtype=float)
 
-# %% ../nbs/06_metrics.ipynb #f318d21f
+# %% ../nbs/06_metrics.ipynb #c7568d0c
 def prdc(
     real: Tensor,                       # [n, D] features of real images
     fake: Tensor,                       # [m, D] features of generated images; scores depend on n and m, so keep them equal
@@ -239,7 +239,7 @@ def prdc(
     groups = [[torch.where(labels.cpu() == c)[0] for c in range(n_classes)] for labels in (real_labels, fake_labels)]
     return group_prdc(real.cpu(), fake.cpu(), *groups, k)
 
-# %% ../nbs/06_metrics.ipynb #2e3f0027
+# %% ../nbs/06_metrics.ipynb #d460d45e
 def report_column(
     samples,                    # the samples to judge
     groups: list[Tensor],       # per class the indices of those that are compared with each other
@@ -255,7 +255,7 @@ def report_column(
     table = table.join(group_prdc(reference, samples.features.cpu(), ref_groups, groups, k))
     return table.rename_axis("metric", axis=1).unstack()
 
-# %% ../nbs/06_metrics.ipynb #d460d45e
+# %% ../nbs/06_metrics.ipynb #f0b55d0b
 def inversion_report(
     samples,                 # from `Inverter.sample`: images, intended labels, probs, features
     real: Split,             # real test images, at least twice `n_per_class` of each class for a full draw
@@ -275,7 +275,7 @@ def inversion_report(
     return pd.DataFrame({"samples": report_column(samples, fake, seen.features, reference, k),
                          "real": report_column(seen, held, seen.features, reference, k)})
 
-# %% ../nbs/06_metrics.ipynb #60cde276
+# %% ../nbs/06_metrics.ipynb #ed6d2495
 def draw_metric(
     ax,                                 # matplotlib axes
     table: "DataFrame",                 # one metric of a report: index class, columns samples and real
@@ -291,7 +291,7 @@ def draw_metric(
     if len(at) <= 30: ax.set_xticks(at, names, fontsize=7, rotation=0 if max(map(len, names)) < 3 else 90)
     return ax
 
-# %% ../nbs/06_metrics.ipynb #ed6d2495
+# %% ../nbs/06_metrics.ipynb #7d3797fe
 def plot_report(
     report: "DataFrame",                # from `inversion_report`
     classes: "list[str] | None" = None, # names for the axis, numbers if not given
@@ -304,7 +304,7 @@ def plot_report(
     fig.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside upper right", ncols=2, frameon=False)
     return fig
 
-# %% ../nbs/06_metrics.ipynb #292fa57f
+# %% ../nbs/06_metrics.ipynb #a48806ff
 def report_numbers(
     report: "DataFrame",  # from `inversion_report`
 ) -> dict[str, float]:    # "vendi_pixels" and "vendi_pixels_3" of the samples, "real_vendi_pixels" ... of real images
