@@ -1,6 +1,7 @@
 "What all tests share: real data where there is some, a patient hypothesis, a CUDA device where there is one."
 import io
 import os
+from collections.abc import Iterator
 from contextlib import redirect_stdout
 from pathlib import Path
 
@@ -48,3 +49,17 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     if torch.cuda.is_available(): return
     for item in items:
         if item.get_closest_marker("gpu"): item.add_marker(pytest.mark.skip(reason="there is no CUDA device here"))
+
+
+@pytest.fixture(scope="session")
+def chromium() -> Iterator[object]:
+    "A headless browser; tests that ask for it are skipped where there is none."
+    from browser import FLAGS, chromium_path
+    from playwright.sync_api import sync_playwright
+
+    path = chromium_path()
+    if path is None: pytest.skip("there is no Chromium or Chrome here: install Debian's chromium, or run 'playwright install chromium'")
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=path, args=FLAGS)
+        yield browser
+        browser.close()

@@ -11,7 +11,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import yaml
+from bs4 import BeautifulSoup
 from fastcore import docments
+from latex2mathml.converter import convert
 from nbdev.serve import proc_nbs
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -58,6 +61,26 @@ def render_quarto(pages: Path) -> None:
     subprocess.run(["quarto", "render", str(pages), "--no-execute"], check=True)
 
 
+def typeset(page: BeautifulSoup) -> None:
+    "Equations as MathML, which browsers draw by themselves: no script, no font and no request for it."
+    for tag in page.select('[src*="katex"], [href*="katex"]'): tag.decompose()
+    for tag in page.find_all("script", string=re.compile("renderMathInElement")): tag.decompose()
+    for span in page.select("span.math"):
+        tex, display = span.get_text()[2:-2].strip(), "display" in span["class"]
+        span.clear()
+        span.append(BeautifulSoup(convert(tex, display="block" if display else "inline"), "html.parser"))
+
+
+def finish(site: Path, address: str) -> None:
+    "What smalldocs leaves to do: equations without a network, and links to our own pages that work wherever the site is."
+    for path in sorted(site.rglob("*.html")):
+        page = BeautifulSoup(path.read_text(encoding="utf-8"), "html.parser")
+        typeset(page)
+        root = "../" * (len(path.relative_to(site).parts) - 1)
+        for link in page.select(f'a[href^="{address}/"]'): link["href"] = root + link["href"].removeprefix(f"{address}/")
+        path.write_text(str(page), encoding="utf-8")
+
+
 def render_smalldocs(pages: Path) -> None:
     "Fails for a broken link, but leaves the site."
     smalldocs = Path(sys.executable).with_name("smalldocs")
@@ -65,6 +88,7 @@ def render_smalldocs(pages: Path) -> None:
         sys.exit("nothing here can render the site: install Quarto, or use Python 3.11 or newer, which gets smalldocs")
     rename_pages(pages)
     subprocess.run([smalldocs, "render", "--quiet", str(pages)], check=True)
+    finish(pages / "_docs", yaml.safe_load((ROOT / "_quarto.yml").read_text(encoding="utf-8"))["website"]["site-url"])
     if subprocess.run([smalldocs, "check", str(pages)]).returncode: sys.exit("the site has faults, see above")
 
 

@@ -17,6 +17,8 @@ def readme() -> tuple[str, bytes]:
     "The text of README.md, and the figure it shows."
     notebook = nbformat.read(ROOT / "nbs/index.ipynb", 4)
     notebook.cells = [cell for cell in notebook.cells if "parameters" not in cell.metadata.get("tags", [])]
+    for cell in notebook.cells:
+        if cell.cell_type == "code": cell.source = re.sub(r"^#\|.*\n", "", cell.source, flags=re.MULTILINE)
     text, resources = MarkdownExporter().from_notebook_node(notebook)
     (name, figure), = resources["outputs"].items()
     text = re.sub(rf"!\[[^]]*\]\({re.escape(name)}\)", f"![{CAPTION}]({FIGURE})", text)
