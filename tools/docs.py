@@ -71,13 +71,23 @@ def typeset(page: BeautifulSoup) -> None:
         span.append(BeautifulSoup(convert(tex, display="block" if display else "inline"), "html.parser"))
 
 
+def known(site: Path, target: str) -> str:
+    "`target`, or where its page has no such anchor, that of the class, or the page."
+    page, _, anchor = target.partition("#")
+    text = (site / page).read_text(encoding="utf-8") if (site / page).exists() else ""
+    return next((f"{page}#{name}" for name in (anchor, anchor.split(".")[0]) if name and f'id="{name}"' in text), page)
+
+
 def finish(site: Path, address: str) -> None:
-    "What smalldocs leaves to do: equations without a network, and links to our own pages that work wherever the site is."
+    "What smalldocs leaves to do: no equation and no font asks the network, and links to our own pages work wherever the site is."
+    for path in site.rglob("*.css"):
+        path.write_text(re.sub(r"@import url\([^)]*//[^)]*\);?", "", path.read_text(encoding="utf-8")), encoding="utf-8")
     for path in sorted(site.rglob("*.html")):
         page = BeautifulSoup(path.read_text(encoding="utf-8"), "html.parser")
         typeset(page)
+        for region in page.select("pre, span.math.display, div.cell-output"): region["tabindex"] = "0"  # so that arrow keys can scroll it
         root = "../" * (len(path.relative_to(site).parts) - 1)
-        for link in page.select(f'a[href^="{address}/"]'): link["href"] = root + link["href"].removeprefix(f"{address}/")
+        for link in page.select(f'a[href^="{address}/"]'): link["href"] = root + known(site, link["href"].removeprefix(f"{address}/"))
         path.write_text(str(page), encoding="utf-8")
 
 
