@@ -345,5 +345,5 @@ d = { 'settings': { 'branch': 'main',
                                 'netinv.widgets.png_bytes': ('widgets.html#png_bytes', 'netinv/widgets.py'),
                                 'netinv.widgets.recent_accuracy': ('widgets.html#recent_accuracy', 'netinv/widgets.py'),
                                 'netinv.widgets.replace_in_cell': ('widgets.html#replace_in_cell', 'netinv/widgets.py'),
-                                'netinv.widgets.running_accuracy': ('widgets.html#running_accuracy', 'netinv/widgets.py'),
-                                'netinv.widgets.step_slider': ('widgets.html#step_slider', 'netinv/widgets.py')}}}
+                                'netinv.widgets.step_slider': ('widgets.html#step_slider', 'netinv/widgets.py'),
+                                'netinv.widgets.term_curves': ('widgets.html#term_curves', 'netinv/widgets.py')}}}

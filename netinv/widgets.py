@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['SYMBOLS', 'WEIGHT_STEPS', 'TEMPERATURE_STEPS', 'GRID_SCRIPT', 'GRID_STYLE', 'RECENT', 'WRAP', 'FOREVER',
            'COPY_SCRIPT', 'labelled', 'step_slider', 'Controls', 'ImageGrid', 'png_bytes', 'Curves', 'accuracy_bars',
-           'LiveLoop', 'Frame', 'recent_accuracy', 'Moment', 'InversionStudio', 'running_accuracy', 'replace_in_cell',
+           'LiveLoop', 'Frame', 'recent_accuracy', 'Moment', 'InversionStudio', 'term_curves', 'replace_in_cell',
            'nearest_image', 'CopyText']
 
 # %% ../nbs/11_widgets.ipynb #a9eb97f8
@@ -237,8 +237,9 @@ class LiveLoop:
 
     def start(self) -> None:
         "Begin, or go on; a `RuntimeError` outside of a notebook, where no event loop runs."
+        loop = asyncio.get_running_loop()
         self.stopping = False
-        if self.task is None or self.task.done(): self.task = asyncio.get_running_loop().create_task(self._run())
+        if self.task is None or self.task.done(): self.task = loop.create_task(self._run())
 
     def stop(self) -> None:
         "No more work after the piece at hand."
@@ -339,7 +340,7 @@ def lay_out(self: InversionStudio) -> list[widgets.Widget]:
     self.undo_button = _button("Undo", "undo", lambda: self.do(self.undo), "take back the last change of a setting, and the generator with it")
     self.keep_buttons = [_button(f"Keep {side}", "thumb-tack", partial(self.keep, side), f"keep a picture of the present state as {side}") for side in "AB"]
     self.close_button = _button("Close", "times", self.close, "stop, and take the studio away")
-    shown = [("all classes", None), *zip(self.class_names, range(self.classifier.n_classes))]
+    shown = [("all classes", -1), *zip(self.class_names, range(self.classifier.n_classes))]
     self.only = widgets.Dropdown(options=shown, description="show", tooltip="all classes, or one of them", style={"description_width": "6em"})
     self.only.observe(lambda _: self.refresh(), "value")
     self.status, self.alert, self.bars, self.details = (widgets.HTML() for _ in range(4))
@@ -348,10 +349,10 @@ def lay_out(self: InversionStudio) -> list[widgets.Widget]:
     self.kept = {side: widgets.HTML() for side in "AB"}
     self.copy = CopyText(label="Copy as papermill parameters")
     buttons = widgets.HBox([self.start_button, self.reset_button, self.undo_button, *self.keep_buttons, self.close_button], layout=WRAP)
-    left = widgets.VBox([self.controls, self.only, self.copy], layout={"flex": "0 0 24em"})
-    self.grid.layout = {"flex": "1 1 20em", "min_width": "0"}
-    right = widgets.VBox([widgets.HBox([self.grid, self.bars, self.details], layout=WRAP), self.curves], layout={"flex": "1 1 30em", "min_width": "0"})
-    return [buttons, self.status, self.alert, widgets.HBox([left, right], layout=WRAP), widgets.HBox(list(self.kept.values()), layout=WRAP)]
+    left = widgets.VBox([self.controls, self.only, self.copy], layout={"flex": "0 0 23em"})
+    middle = widgets.VBox([self.grid, self.curves], layout={"flex": "1 1 26em", "min_width": "0"})
+    right = widgets.VBox([self.bars, self.details], layout={"flex": "0 0 15em"})
+    return [buttons, self.status, self.alert, widgets.HBox([left, middle, right], layout=WRAP), widgets.HBox(list(self.kept.values()), layout=WRAP)]
 
 # %% ../nbs/11_widgets.ipynb #107f99be
 WRAP = {"flex_flow": "row wrap", "align_items": "flex-start", "grid_gap": "4px 12px"}
@@ -381,38 +382,40 @@ def work(self: InversionStudio) -> Frame:
     due = time.perf_counter() + self.interval
     interrupted = lambda _: bool(self.pending) or self.loop.stopping or time.perf_counter() >= due
     if not self.pending: self.inverter.fit(FOREVER, on_step=interrupted, progress=False)
-    if self.pending:
-        self.settle()
-        self.inverter.fit(1, progress=False)
-    return self.look()
+    if not self.pending: return self.look()
+    self.settle()
+    self.inverter.fit(1, progress=False)
+    return self.look(self.frame.curves)
 
 # %% ../nbs/11_widgets.ipynb #f4951de4
 FOREVER = 10**9  # steps
 
 # %% ../nbs/11_widgets.ipynb #9e9b9b1c
 @patch
-def look(self: InversionStudio) -> Frame:
+def look(
+    self: InversionStudio,
+    curves: bytes | None = None,  # old ones, where a new drawing would take too long
+) -> Frame:
     "Sample, measure and draw."
     start = time.perf_counter()
     classes, only = self.inverter.conditioning.classes, self.only.value
-    rows = classes[: self.classes_shown] if only is None else [only] * min(10, self.classes_shown)
+    rows = classes[: self.classes_shown] if only < 0 else [only] * min(10, self.classes_shown)
     samples = self.inverter.sample(len(rows) * self.columns, labels=torch.tensor(rows).repeat_interleave(self.columns), seed=self.settings["seed"])
     accuracy, overall = recent_accuracy(self.inverter)
-    log = self.inverter.log
-    terms = {} if log is None else {name: log.table[:, i] for i, name in enumerate(log.columns) if not name.startswith(("hits_", "asked_", "total"))}
     frame = Frame(self.inverter.step, samples, png_bytes(samples.images, self.columns), [self.class_names[k] for k in rows],
-                  self.columns, accuracy, overall, self.plot.png({**terms, "accuracy": running_accuracy(self.inverter)}))
-    self.interval = max(0.25, 6 * (time.perf_counter() - start))
+                  self.columns, accuracy, overall, curves or self.plot.png(term_curves(self.inverter)))
+    if curves is None: self.interval = max(0.25, 8 * (time.perf_counter() - start))
     return frame
 
 # %% ../nbs/11_widgets.ipynb #0e5912cf
-def running_accuracy(
+def term_curves(
     inverter: Inverter,
-) -> Tensor:  # [steps] in [0, 1]
-    "Inversion accuracy of the training batches, step by step, as a mean over the last `RECENT`."
-    if inverter.log is None: return torch.zeros(0)
+) -> dict[str, Tensor]:  # [steps] each: every term, and the accuracy in [0, 1] as a mean over the last `RECENT` batches
+    "What the curves show."
+    if inverter.log is None: return {"accuracy": torch.zeros(0)}
+    terms = {name: inverter.log.table[:, i] for i, name in enumerate(inverter.log.columns) if not name.startswith(("total", "hits_", "asked_"))}
     hits, asked = (torch.nn.functional.pad(inverter.columns(inverter.log.table, name).sum(1).cumsum(0), (RECENT, 0)) for name in ("hits", "asked"))
-    return (hits[RECENT:] - hits[:-RECENT]) / (asked[RECENT:] - asked[:-RECENT])
+    return terms | {"accuracy": (hits[RECENT:] - hits[:-RECENT]) / (asked[RECENT:] - asked[:-RECENT])}
 
 # %% ../nbs/11_widgets.ipynb #7e11bb0e
 @patch

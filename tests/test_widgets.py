@@ -1,0 +1,161 @@
+"The studio without a browser: what reaches the inverter, what comes back, and that nothing is left running."
+import asyncio
+import threading
+from collections.abc import Callable, Iterator
+
+import pytest
+import torch
+import yaml
+from torch import nn
+
+from netinv.classifier import FrozenClassifier
+from netinv.inversion import InversionWeights, Inverter
+from netinv.widgets import InversionStudio, nearest_image, replace_in_cell
+
+
+@pytest.fixture
+def classifier() -> FrozenClassifier:
+    torch.manual_seed(0)
+    return FrozenClassifier(nn.Sequential(nn.Flatten(), nn.Linear(64, 16), nn.ReLU(), nn.Linear(16, 4)), shape=(1, 8, 8), device="cpu")
+
+
+@pytest.fixture
+def studio(classifier: FrozenClassifier) -> Iterator[InversionStudio]:
+    studio = InversionStudio(classifier, batch_size=16, width=16, latent_dim=8)
+    yield studio
+    studio.close()
+
+
+def live(studio: InversionStudio, act: Callable[[], object] = lambda: None, seconds: float = 1.0) -> None:
+    "Press Start, act, wait, close."
+    async def session():
+        studio.toggle()
+        await asyncio.sleep(seconds / 2)
+        act()
+        await asyncio.sleep(seconds / 2)
+        task = studio.loop.task
+        studio.close()
+        await task
+
+    asyncio.run(session())
+
+
+def workers() -> list[str]:
+    return [thread.name for thread in threading.enumerate() if thread.name.startswith("netinv-live")]
+
+
+def test_training_runs_and_leaves_no_thread(studio: InversionStudio) -> None:
+    live(studio)
+    assert studio.inverter.step > 3 and "inversion accuracy" in studio.status.value and not workers()
+
+
+def test_a_moved_slider_reaches_the_next_step(studio: InversionStudio) -> None:
+    live(studio, lambda: setattr(studio.controls.controls["delta"], "value", 0.0))
+    assert studio.inverter.weights.delta == 0.0 and "δ 0," in studio.status.value
+
+
+def test_an_exception_is_shown_and_ends_training(studio: InversionStudio) -> None:
+    def spoil(*_):
+        raise RuntimeError("the <classifier> is out")
+
+    live(studio, lambda: setattr(studio.inverter, "objective", spoil))
+    assert "RuntimeError" in studio.alert.value and "&lt;classifier&gt;" in studio.alert.value
+    assert not studio.loop.running and studio.start_button.description == "Start" and not workers()
+
+
+def test_nan_is_named_and_the_last_good_state_stays(studio: InversionStudio) -> None:
+    terms = studio.inverter.objective
+
+    def poisoned(*given):
+        return terms(*given) | {"ce": terms(*given)["ce"] * float("nan")}
+
+    live(studio, lambda: setattr(studio.inverter, "objective", poisoned))
+    assert "&#x27;ce&#x27; became nan" in studio.alert.value
+    assert all(p.isfinite().all() for p in studio.inverter.generators.parameters())
+
+
+def test_settings_as_yaml_repeat_the_run_headless(studio: InversionStudio, classifier: FrozenClassifier) -> None:
+    studio.controls.controls["gamma"].value = 2.0
+    studio.inverter.fit(7, progress=False)
+    studio.refresh()
+    settings = yaml.safe_load(studio.as_yaml())
+    steps, names = settings.pop("steps"), list(InversionWeights().__dict__)
+    weights = InversionWeights(**{name: settings.pop(name) for name in names})
+    headless = Inverter(classifier, weights=weights, batch_size=16, width=16, latent_dim=8, **settings)
+    assert headless.fit(steps, progress=False).total.tolist() == studio.inverter.history.total.tolist()
+
+
+def test_yaml_fits_the_parameters_of_chapter_05(studio: InversionStudio) -> None:
+    from netinv.cli import find_notebook, notebook_parameters
+
+    studio.inverter.fit(1, progress=False)
+    assert set(yaml.safe_load(studio.as_yaml())) <= set(notebook_parameters(find_notebook("05_inversion")))
+
+
+def test_undo_takes_back_setting_and_generator(studio: InversionStudio) -> None:
+    studio.inverter.fit(3, progress=False)
+    before = studio.inverter.snapshot()
+    studio.controls.controls["alpha"].value = 0.5
+    studio.controls.controls["alpha"].value = 0.25  # one drag, one change
+    studio.inverter.fit(2, progress=False)
+    studio.undo_button.click()
+    assert studio.settings["alpha"] == studio.controls.controls["alpha"].value == studio.inverter.weights.alpha == 1.0
+    assert studio.inverter.step == 3 and len(studio.inverter.history) == 3
+    assert all(torch.equal(t, studio.inverter.state()[name]) for name, t in before[1].items())
+
+
+def test_reset_and_conditioning_start_afresh_and_can_be_undone(studio: InversionStudio) -> None:
+    studio.inverter.fit(2, progress=False)
+    trained = studio.inverter
+    studio.reset_button.click()
+    assert studio.inverter is not trained and studio.inverter.step == 0
+    studio.controls.controls["conditioning"].value = "label"
+    assert studio.inverter.conditioning.name == "label"
+    studio.undo_button.click()
+    studio.undo_button.click()
+    assert studio.inverter is trained and studio.inverter.step == 2 and studio.controls.controls["conditioning"].value == "vector-matrix"
+
+
+def test_dropout_and_temperature_move_while_training(studio: InversionStudio) -> None:
+    from netinv.generator import Dropout
+
+    studio.controls.controls["dropout"].value = 0.5
+    studio.controls.controls["temperature"].value = 2.0
+    shares = {m.p for m in (*studio.inverter.generators.modules(), *studio.inverter.averaged.modules()) if isinstance(m, Dropout)}
+    assert shares == {0.5} and studio.inverter.conditioning.temperature == 2.0
+
+
+@pytest.mark.parametrize("bad", [{"dropout": 1.0}, {"dropout": -0.1}, {"temperature": 0.0}, {"lr": -1.0}])
+def test_adjust_refuses_what_makes_no_sense(studio: InversionStudio, bad: dict) -> None:
+    with pytest.raises(ValueError, match=f"{next(iter(bad))} is .*: expected"): studio.inverter.adjust(**bad)
+
+
+def test_one_class_only(studio: InversionStudio) -> None:
+    studio.only.value = 2
+    assert set(studio.frame.samples.labels.tolist()) == {2} and set(studio.grid.names) == {"2"}
+    studio.grid.selected = 3
+    assert "asked for 2" in studio.details.value
+
+
+def test_two_settings_side_by_side(studio: InversionStudio) -> None:
+    studio.keep_buttons[0].click()
+    studio.controls.controls["beta"].value = 1.0
+    studio.keep_buttons[1].click()
+    assert "<b>β 8</b>" in studio.kept["A"].value and "<b>β 1</b>" in studio.kept["B"].value and "<b>α" not in studio.kept["B"].value
+
+
+def test_a_cell_that_is_run_again_closes_its_first_studio(classifier: FrozenClassifier) -> None:
+    first, second = (InversionStudio(classifier, batch_size=16, width=16) for _ in range(2))
+    replace_in_cell(first, "a cell")
+    replace_in_cell(second, "a cell")
+    assert first.comm is None and second.comm is not None and not first.loop.running
+    second.close()
+
+
+def test_start_without_an_event_loop_says_so(studio: InversionStudio) -> None:
+    with pytest.raises(RuntimeError, match="event loop"): studio.loop.start()
+
+
+def test_nearest_image_is_the_nearest() -> None:
+    images = torch.randint(0, 256, (50, 3, 5, 4), dtype=torch.uint8)
+    assert nearest_image(images[17].float() / 255, images) == (17, pytest.approx(0, abs=1e-3))
