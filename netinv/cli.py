@@ -192,7 +192,7 @@ def load_profile(
     path = find_profile(profile, notebook)
     try:
         sections = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-        flat = not any(isinstance(value, dict) or value is None for value in sections.values())
+        flat = notebook.stem not in sections and not any(isinstance(value, dict) for value in sections.values())
         return dict(sections if flat else sections.get(notebook.stem) or {})
     except (yaml.YAMLError, AttributeError, TypeError, ValueError) as e:
         raise UsageError(f"cannot read the profile {path}: expected 'notebook:' and below it 'parameter: value'") from e

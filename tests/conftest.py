@@ -51,7 +51,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         if item.get_closest_marker("gpu"): item.add_marker(pytest.mark.skip(reason="there is no CUDA device here"))
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")  # while it is open its event loop runs, which tests of other modules cannot have
 def chromium() -> Iterator[object]:
     "A headless browser; tests that ask for it are skipped where there is none."
     from browser import FLAGS, chromium_path
