@@ -157,6 +157,7 @@ class Inverter:
         lr: float = 1e-2,                           # step size of Adam
         averaging: float = 0.9,                     # decay of the running mean of the weights, which draws samples; 0 for none
         objective: Callable[..., dict[str, Tensor]] = inversion_terms,  # images, condition, outputs -> named terms
+        classes: list[int] | None = None,           # labels to ask for; None for all that can be reached
         seed: int = 0,                              # repeats the run on the same machine
         device: str = "auto",                       # for a plain module
         amp: str = "auto",                          # "auto", "bf16" or "off"
@@ -168,10 +169,10 @@ class Inverter:
         if n_generators < 1: raise ValueError(f"n_generators is {n_generators}: expected 1 or more")
         self.weights, self.objective, self.batch_size = weights or InversionWeights(), objective, batch_size
         self.config = dict(conditioning=conditioning, n_generators=n_generators, temperature=temperature,
-                           batch_size=batch_size, lr=lr, averaging=averaging, seed=seed, **sizes)
+                           batch_size=batch_size, lr=lr, averaging=averaging, classes=classes, seed=seed, **sizes)
         self.conditioning = make_conditioning(
             conditioning, self.classifier.n_classes, temperature=temperature,
-            side=min(self.classifier.shape[1:]), classes=reachable(self.classifier))
+            side=min(self.classifier.shape[1:]), classes=reachable(self.classifier, classes))
         seeds = [1_000 * seed + k for k in range(n_generators)]
         self.generators = nn.ModuleList(seeded_generator(s, self.classifier.shape, self.conditioning, **sizes) for s in seeds)
         self.generators.to(self.device, memory_format=torch.channels_last)
@@ -199,12 +200,14 @@ def as_frozen(
 # %% ../nbs/05_inversion.ipynb #cbdf81d4
 def reachable(
     classifier: FrozenClassifier,
+    wanted: list[int] | None = None,  # labels; None for all
 ) -> list[int]:  # labels
     "The classes worth asking for, with a warning about those that are not."
-    lost = classifier.unreachable
-    if len(lost) == classifier.n_classes: raise ValueError("no class can be reached: this classifier's logits are all minus infinity")
+    wanted = list(range(classifier.n_classes)) if wanted is None else wanted
+    lost = [k for k in wanted if k in classifier.unreachable]
+    if wanted and len(lost) == len(wanted): raise ValueError("no class can be reached: this classifier's logits are all minus infinity")
     if lost: warnings.warn(f"the logits of classes {lost} are minus infinity: no image reaches these, so they are left out")
-    return [k for k in range(classifier.n_classes) if k not in lost]
+    return [k for k in wanted if k not in lost]
 
 # %% ../nbs/05_inversion.ipynb #159e8eba
 def seeded_generator(

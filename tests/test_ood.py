@@ -1,0 +1,128 @@
+"The garbage class: what is drawn, what is learnt, and how it is measured."
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from sklearn.metrics import roc_curve
+from torch import nn
+
+from netinv.classifier import CNN, accuracy, train_classifier
+from netinv.data import load_data
+from netinv.ood import (FAMILIES, baseline_scores, epoch_garbage, evaluate_ood, garbage_pool, in_distribution, log_probabilities, margins,
+                        ood_score, separation, threshold_area, train_with_garbage, with_garbage_class)
+
+QUIET = {"progress": False, "device": "cpu"}
+
+
+@pytest.fixture(scope="module")
+def digits():
+    return load_data("digits", device="cpu")
+
+
+@pytest.fixture(scope="module")
+def hardened(digits):
+    return train_with_garbage(digits, epochs=4, inverted=60, seed=0, **QUIET)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("shape", [(1, 28, 28), (3, 32, 32), (2, 17, 30)])
+def test_families_draw_images_of_any_shape(family: str, shape: tuple[int, int, int]) -> None:
+    images = torch.randint(0, 256, (7, *shape), dtype=torch.uint8)
+    once, again = (FAMILIES[family](12, images, torch.Generator().manual_seed(3)) for _ in range(2))
+    assert once.shape == (12, *shape) and 0 <= once.min() and once.max() <= 1 and torch.equal(once, again)
+    assert (once.flatten(1).std(1) > 0).any() and len(once.flatten(1).unique(dim=0)) > 6
+
+
+def test_shuffled_tiles_keep_every_pixel() -> None:
+    from netinv.ood import _shuffled_tiles
+
+    images = torch.rand(5, 3, 28, 28)
+    shuffled = _shuffled_tiles(images, 7, torch.Generator().manual_seed(0))
+    assert not torch.equal(shuffled, images)
+    assert torch.equal(shuffled.flatten(1).sort(1).values, images.flatten(1).sort(1).values)
+
+
+def test_a_pool_has_all_families_and_the_size_asked_for(digits) -> None:
+    rng = torch.Generator().manual_seed(0)
+    assert garbage_pool(100, digits.train.images, rng).shape == (100, *digits.shape)
+    with pytest.raises(ValueError, match="'shoes' of garbage is unknown"): garbage_pool(10, digits.train.images, rng, ["shoes"])
+
+
+def test_recipes_fill_an_epoch_as_they_say(digits) -> None:
+    rng, found = torch.Generator().manual_seed(0), torch.full((40, *digits.shape), 77, dtype=torch.uint8)
+    inverted = lambda pool: int((pool == 77).flatten(1).all(1).sum())
+    paper, diverse = (epoch_garbage(recipe, 100, digits.train.images, found, rng) for recipe in ("paper", "diverse"))
+    assert (len(paper), inverted(paper)) == (140, 40) and (len(diverse), inverted(diverse)) == (100, 25)
+
+
+def test_a_garbage_class_leaves_the_other_logits_alone() -> None:
+    model, images = CNN((1, 28, 28), 10).eval(), torch.rand(4, 1, 28, 28)
+    grown = with_garbage_class(model)
+    with torch.no_grad(): torch.testing.assert_close(grown(images)[:, :10], model(images))
+    assert grown(images).shape == (4, 11) and model(images).shape == (4, 10)
+    with pytest.raises(ValueError, match="no nn.Linear"): with_garbage_class(nn.Flatten())
+
+
+def test_training_finds_garbage_and_keeps_the_classes(digits, hardened) -> None:
+    table = evaluate_ood(hardened, digits, {"noise": torch.rand(200, *digits.shape), "strokes": FAMILIES["strokes"](200, digits.test.images, torch.Generator().manual_seed(9))})
+    assert table.AUROC.min() > 0.95 and table["to garbage"].loc["noise"] > 0.9
+    assert table.accuracy.iloc[0] > 0.85
+    assert hardened.garbage.dtype == torch.uint8 and len(hardened.history) == 4 and not hardened.training
+
+
+def test_training_repeats_itself(digits) -> None:
+    one, other = (train_with_garbage(digits, epochs=1, inverted=0, seed=5, amp="off", **QUIET) for _ in range(2))
+    assert all(torch.equal(a, b) for a, b in zip(one.state_dict().values(), other.state_dict().values()))
+
+
+def test_a_trained_classifier_can_be_taught_garbage(digits) -> None:
+    plain = train_classifier(digits, epochs=4, device="cpu", progress=False)
+    before = {name: t.clone() for name, t in plain.state_dict().items()}
+    tuned = train_with_garbage(digits, model=plain, epochs=2, inverted=0, lr=1e-3, **QUIET)
+    assert all(torch.equal(t, before[name]) for name, t in plain.state_dict().items())
+    assert evaluate_ood(tuned, digits, {"noise": torch.rand(100, *digits.shape)}).accuracy.iloc[0] > accuracy(plain, digits.test) - 0.05
+
+
+def test_recipe_must_be_known(digits) -> None:
+    with pytest.raises(ValueError, match="'papper' is unknown: expected one of diverse, paper"): train_with_garbage(digits, recipe="papper", **QUIET)
+
+
+def test_scores_leave_the_garbage_class_out(digits, hardened) -> None:
+    log_probs = log_probabilities(hardened, digits.test.images)
+    torch.testing.assert_close(ood_score(hardened, digits.test.images).sigmoid(), log_probs[:, :10].amax(1).exp())
+    torch.testing.assert_close(ood_score(hardened, digits.test.images, kind="not garbage").sigmoid(), 1 - log_probs[:, 10].exp())
+    with pytest.raises(ValueError, match="expected 'confidence' or 'not garbage'"): in_distribution(log_probs, 10, "entropy")
+
+
+def test_scores_rank_where_probabilities_tie_in_float32() -> None:
+    log_probs = torch.tensor([[30.0, 0.0, 0.0], [35.0, 0.0, 0.0]], dtype=torch.float64).log_softmax(1)
+    sure, surer = in_distribution(log_probs, 2)
+    assert surer > sure
+
+
+scores = st.lists(st.floats(0, 1, width=32), min_size=3, max_size=60)
+
+
+@given(scores, scores)
+def test_separation_against_the_roc_curve(inside: list[float], outside: list[float]) -> None:
+    found = separation(torch.tensor(inside), torch.tensor(outside))
+    fpr, tpr, _ = roc_curve([1] * len(inside) + [0] * len(outside), np.float64(inside + outside))
+    assert found["AUROC"] == pytest.approx(np.trapezoid(tpr, fpr) if hasattr(np, "trapezoid") else np.trapz(tpr, fpr))
+    assert found["FPR100"] == pytest.approx(fpr[tpr == 1].min())
+    assert 0 <= found["FPR95"] <= found["FPR100"] <= 1
+    assert 0 <= threshold_area(torch.tensor(inside), torch.tensor(outside)) <= 1
+
+
+def test_margins_say_whether_the_claim_holds() -> None:
+    assert margins(torch.tensor([0.9, 0.8]), torch.tensor([0.3, 0.5]))["margin"] == pytest.approx(0.3)
+    assert margins(torch.tensor([0.9, 0.2]), torch.tensor([0.5]))["margin"] == pytest.approx(-0.3)
+    assert margins(torch.tensor([0.9]), torch.tensor([])) == {"margin": 1.0, "margin 1%": 1.0}
+
+
+def test_baselines_know_noise_from_digits(digits) -> None:
+    plain = train_classifier(digits, epochs=4, device="cpu", progress=False)
+    found = baseline_scores(plain, digits, {"in": digits.test.images, "out": torch.randint(0, 256, (100, *digits.shape), dtype=torch.uint8)})
+    assert set(found) == {"max softmax", "energy", "ODIN", "Mahalanobis", "KNN", "ViM"}
+    assert all(by_set["in"].shape == (len(digits.test),) and by_set["in"].isfinite().all() for by_set in found.values())
+    assert separation(found["KNN"]["in"], found["KNN"]["out"])["AUROC"] > 0.8
