@@ -253,11 +253,11 @@ def train_with_garbage(
     *,
     recipe: str = "diverse",         # or "paper"
     model: nn.Module | None = None,  # a trained classifier with N logits to start from; None: a fresh `CNN`
-    epochs: int | None = None,       # None: `default_epochs`
+    epochs: int | None = None,       # None: half as many again as `default_epochs`, for there is more to learn
     seed: int = 0,
     batch_size: int = 128,           # real images of a batch, and as many of garbage
     lr: float = 3e-3,                # peak of the step size
-    garbage_weight: float = 0.1,     # of garbage against real images in the loss; "paper" takes 1/N
+    garbage_weight: float = 0.05,    # of garbage against real images in the loss; "paper" takes 1/N
     families: list[str] | None = None,  # of the recipe "diverse", see `garbage_pool`
     inverted: int = 1_000,           # images that inversion adds after every epoch
     device: str | torch.device = "auto",
@@ -269,7 +269,7 @@ def train_with_garbage(
     from tqdm.auto import trange
 
     if recipe not in RECIPES: raise ValueError(f"recipe {recipe!r} is unknown: expected one of {', '.join(RECIPES)}")
-    n_classes, n, epochs = len(data.classes), len(data.train), default_epochs(len(data.train)) if epochs is None else epochs
+    n_classes, n, epochs = len(data.classes), len(data.train), math.ceil(1.5 * default_epochs(len(data.train))) if epochs is None else epochs
     rng = torch.Generator(pick_device(device)).manual_seed(seed)
     size, weight = (n // n_classes, 1 / n_classes) if recipe == "paper" else (n, garbage_weight)
     with borrowed_rng(seed, rng.device):

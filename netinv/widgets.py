@@ -6,7 +6,7 @@
 __all__ = ['SYMBOLS', 'WEIGHT_STEPS', 'TEMPERATURE_STEPS', 'GRID_SCRIPT', 'GRID_STYLE', 'RECENT', 'WRAP', 'FOREVER',
            'COPY_SCRIPT', 'labelled', 'step_slider', 'Controls', 'ImageGrid', 'png_bytes', 'Curves', 'accuracy_bars',
            'LiveLoop', 'Frame', 'recent_accuracy', 'Moment', 'InversionStudio', 'term_curves', 'replace_in_cell',
-           'nearest_image', 'CopyText']
+           'nearest_image', 'CopyText', 'OODExplorer', 'histograms']
 
 # %% ../nbs/11_widgets.ipynb #a9eb97f8
 import asyncio
@@ -32,6 +32,7 @@ from .classifier import FrozenClassifier
 from .conditioning import CONDITIONINGS
 from .data import ImageData, image_grid
 from .inversion import InversionWeights, Inverter, Samples, as_frozen
+from .ood import ood_score
 
 # %% ../nbs/11_widgets.ipynb #418737cd
 SYMBOLS = {  # name: symbol, term, what a larger value does
@@ -655,3 +656,78 @@ def as_yaml(self: InversionStudio) -> str:
 
     steps = {"steps": self.inverter.step} if self.inverter.step else {}
     return "# netinv run nbs/05_inversion.ipynb --profile FILE.yaml\n" + yaml.safe_dump(self.settings | steps, sort_keys=False)
+
+# %% ../nbs/11_widgets.ipynb #9c5f3263
+class OODExplorer(widgets.VBox):
+    "A threshold to move over the scores of in-distribution and OOD images."
+    def __init__(
+        self,
+        models: nn.Module | dict[str, nn.Module],  # a classifier, or several by name
+        data: ImageData,                           # its test images are in-distribution
+        ood: Tensor,                               # [m, C, H, W] uint8
+        *,
+        names: tuple[str, str] = ("in-distribution", "OOD"),
+        shown: int = 12,                           # images of each kind on the wrong side
+    ):
+        models = models if isinstance(models, dict) else {"classifier": models}
+        self.images, self.names, self.shown = (data.test.images, ood), names, shown
+        self.scores = {name: tuple(ood_score(model, images) for images in self.images) for name, model in models.items()}
+        self.which = widgets.ToggleButtons(options=list(models), description="classifier", tooltips=[f"scores of {name}" for name in models])
+        self.threshold = widgets.FloatSlider(description="log-odds", min=-20, max=20, step=0.1, layout={"width": "40em"},
+                                             tooltip="images below are turned away; 0 is a probability of one half")
+        self.lets_in = widgets.Dropdown(options=[("let in ...", 0.0), *((f"{share:.1%} of {names[0]}", share) for share in (0.9, 0.95, 0.99, 0.999))],
+                                        tooltip="put the threshold where this share of in-distribution images is let in")
+        self.plot, self.table = widgets.HTML(), widgets.HTML()
+        self.grids = [ImageGrid(layout={"width": "44em"}) for _ in names]
+        for control in (self.which, self.threshold): control.observe(lambda _: self.show(), "value")
+        self.lets_in.observe(lambda _: self.place(), "value")
+        super().__init__([self.which, widgets.HBox([self.threshold, self.lets_in], layout=WRAP), widgets.HBox([self.plot, self.table], layout=WRAP), *self.grids])
+        self.show()
+
+    def __repr__(self) -> str:
+        return f"OODExplorer({', '.join(self.scores)}): run this cell in JupyterLab to see and move it"
+
+# %% ../nbs/11_widgets.ipynb #5f844bbd
+@patch
+def place(self: OODExplorer) -> None:
+    "Put the threshold at the quantile that was chosen."
+    if self.lets_in.value: self.threshold.value = self.scores[self.which.value][0].quantile(1 - self.lets_in.value).item()
+
+# %% ../nbs/11_widgets.ipynb #85046b0d
+@patch
+def show(self: OODExplorer) -> None:
+    "Histograms, confusion and images for the present threshold."
+    scores, threshold = self.scores[self.which.value], self.threshold.value
+    inside, outside = ((s >= threshold).double().mean().item() for s in scores)
+    self.plot.value = _img(histograms(scores, self.names, threshold), f"histograms of the scores of {self.names[0]} and {self.names[1]}, and the threshold")
+    cells = "".join(f"<tr><th scope='row' style='text-align:left'>{html.escape(name)}</th><td>{share:.2%}</td><td>{1 - share:.2%}</td></tr>"
+                    for name, share in zip(self.names, (inside, outside)))
+    self.table.value = (f"<table style='border-spacing:1em 0'><tr><td></td><th scope='col'>let in</th><th scope='col'>turned away</th></tr>{cells}</table>"
+                        f"<p>probability at the threshold: {torch.tensor(threshold).double().sigmoid():.4f}</p>")
+    wrong = (scores[0] < threshold, scores[1] >= threshold)
+    worst = (scores[0].argsort(), scores[1].argsort(descending=True))
+    for grid, images, name, bad, order in zip(self.grids, self.images, self.names, wrong, worst):
+        count = int(bad.sum())
+        chosen = images[order[: min(count, self.shown)].to(images.device)].cpu().float() / 255
+        grid.columns, grid.names = self.shown, [f"{name}: {count:,} wrong"]
+        grid.alt = f"{name} images on the wrong side of the threshold, {len(chosen)} of {count:,}"
+        grid.png = png_bytes(torch.cat([chosen, torch.ones(self.shown - len(chosen), *images.shape[1:])]), self.shown)
+
+# %% ../nbs/11_widgets.ipynb #326c257f
+def histograms(
+    scores: tuple[Tensor, Tensor],  # log-odds of in-distribution and OOD images
+    names: tuple[str, str],
+    threshold: float,               # a line
+) -> bytes:                         # PNG
+    "Two histograms on one axis; scores beyond its ends are in the last bars."
+    from matplotlib.figure import Figure
+
+    figure = Figure((6.4, 2.2), dpi=80, layout="constrained")
+    ax = figure.subplots()
+    for name, s in zip(names, scores): ax.hist(s.clamp(-20, 20).numpy(), bins=80, range=(-20, 20), alpha=0.6, density=True, label=name)
+    ax.axvline(threshold, color="black", lw=1)
+    ax.set(xlabel="log-odds of being in-distribution", yticks=[])
+    ax.legend(fontsize=8, loc="upper left")
+    file = io.BytesIO()
+    figure.savefig(file, format="png", pil_kwargs={"compress_level": 1})
+    return file.getvalue()

@@ -9,8 +9,9 @@ import yaml
 from torch import nn
 
 from netinv.classifier import FrozenClassifier
+from netinv.data import load_data
 from netinv.inversion import InversionWeights, Inverter
-from netinv.widgets import InversionStudio, nearest_image, replace_in_cell
+from netinv.widgets import InversionStudio, OODExplorer, nearest_image, replace_in_cell
 
 
 @pytest.fixture
@@ -159,3 +160,16 @@ def test_start_without_an_event_loop_says_so(studio: InversionStudio) -> None:
 def test_nearest_image_is_the_nearest() -> None:
     images = torch.randint(0, 256, (50, 3, 5, 4), dtype=torch.uint8)
     assert nearest_image(images[17].float() / 255, images) == (17, pytest.approx(0, abs=1e-3))
+
+
+def test_the_explorer_counts_what_its_threshold_does() -> None:
+    data = load_data("digits", device="cpu")
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(28 * 28, 10))
+    explorer = OODExplorer(model, data, torch.randint(0, 256, (40, 1, 28, 28), dtype=torch.uint8), names=("digits", "noise"))
+    inside, outside = explorer.scores["classifier"]
+    for threshold in (-20.0, 0.0, 1.3, 20.0):
+        explorer.threshold.value = threshold
+        assert explorer.grids[0].names == [f"digits: {int((inside < threshold).sum()):,} wrong"]
+        assert explorer.grids[1].names == [f"noise: {int((outside >= threshold).sum()):,} wrong"]
+    explorer.close()
