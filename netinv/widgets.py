@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['SYMBOLS', 'WEIGHT_STEPS', 'TEMPERATURE_STEPS', 'GRID_SCRIPT', 'GRID_STYLE', 'RECENT', 'WRAP', 'FOREVER',
            'COPY_SCRIPT', 'labelled', 'step_slider', 'Controls', 'ImageGrid', 'png_bytes', 'Curves', 'accuracy_bars',
-           'LiveLoop', 'Frame', 'recent_accuracy', 'Moment', 'InversionStudio', 'term_curves', 'replace_in_cell',
-           'nearest_image', 'CopyText', 'OODExplorer', 'histograms']
+           'LiveLoop', 'Frame', 'recent_accuracy', 'Moment', 'InversionStudio', 'term_curves', 'in_words',
+           'replace_in_cell', 'nearest_image', 'CopyText', 'OODExplorer', 'histograms']
 
 # %% ../nbs/11_widgets.ipynb #a9eb97f8
 import asyncio
@@ -221,8 +221,10 @@ def accuracy_bars(
 def _bar(name: str, share: float) -> str:
     "One row: name, bar, percent."
     name, known = html.escape(name), share == share
-    meter = f'<meter min="0" max="1" low="0.8" high="0.95" optimum="1" value="{share if known else 0:.3f}" aria-label="{name}" style="width:9em"></meter>'
-    return f'<tr><th scope="row" style="text-align:right;font-weight:normal">{name}</th><td>{meter}</td><td>{f"{share:.0%}" if known else "–"}</td></tr>'
+    meter = (f'<meter min="0" max="1" low="0.8" high="0.95" optimum="1" value="{share if known else 0:.3f}" '
+             f'aria-label="{name}" style="width:9em"></meter>')
+    head = f'<th scope="row" style="text-align:right;font-weight:normal">{name}</th>'
+    return f'<tr>{head}<td>{meter}</td><td>{f"{share:.0%}" if known else "–"}</td></tr>'
 
 # %% ../nbs/11_widgets.ipynb #99058dc3
 class LiveLoop:
@@ -339,7 +341,7 @@ def lay_out(self: InversionStudio) -> list[widgets.Widget]:
     self.start_button = _button("Start", "play", self.toggle, "train, or pause")
     self.reset_button = _button("Reset", "refresh", lambda: self.do(self.reset), "start afresh, with the present settings and seed")
     self.undo_button = _button("Undo", "undo", lambda: self.do(self.undo), "take back the last change of a setting, and the generator with it")
-    self.keep_buttons = [_button(f"Keep {side}", "thumb-tack", partial(self.keep, side), f"keep a picture of the present state as {side}") for side in "AB"]
+    self.keep_buttons = [_button(f"Keep {side}", "thumb-tack", partial(self.keep, side), f"keep the present picture as {side}") for side in "AB"]
     self.close_button = _button("Close", "times", self.close, "stop, and take the studio away")
     shown = [("all classes", -1), *zip(self.class_names, range(self.classifier.n_classes))]
     self.only = widgets.Dropdown(options=shown, description="show", tooltip="all classes, or one of them", style={"description_width": "6em"})
@@ -429,8 +431,9 @@ def show(self: InversionStudio, frame: Frame) -> None:
         self.grid.png = frame.png
     self.bars.value = accuracy_bars(self.class_names, frame.accuracy)
     self.curves.value = _img(frame.curves, "curves of the terms and of the inversion accuracy over the steps")
-    accuracy = "" if frame.overall != frame.overall else f" · inversion accuracy <b>{frame.overall:.1%}</b>, worst class {frame.accuracy.nan_to_num(1).min():.0%}"
-    self.status.value = f"step <b>{frame.step}</b>{accuracy} · {self.described()}"
+    worst = frame.accuracy.nan_to_num(1).min()
+    accuracy = "" if frame.overall != frame.overall else f" · inversion accuracy <b>{frame.overall:.1%}</b>, worst class {worst:.0%}"
+    self.status.value = f"step <b>{frame.step}</b>{accuracy} · {', '.join(in_words(self.settings).values())}"
     self.copy.text = self.as_yaml()
     self.undo_button.disabled = not self.moments
     if self.grid.selected >= 0: self.explain()
@@ -438,28 +441,28 @@ def show(self: InversionStudio, frame: Frame) -> None:
 # %% ../nbs/11_widgets.ipynb #f29b0cfe
 def _img(png: bytes, alt: str) -> str:
     "A PNG file as HTML."
-    return f'<img alt="{html.escape(alt)}" src="data:image/png;base64,{base64.b64encode(png).decode()}" style="max-width:100%;image-rendering:pixelated">'
+    source = f"data:image/png;base64,{base64.b64encode(png).decode()}"
+    return f'<img alt="{html.escape(alt)}" src="{source}" style="max-width:100%;image-rendering:pixelated">'
 
 # %% ../nbs/11_widgets.ipynb #6d9ef630
-@patch
-def described(self: InversionStudio) -> str:
-    "The settings in one line, with the paper's symbols."
-    return ", ".join(f"{SYMBOLS[name][0]} {value:.4g}" if isinstance(value, float) else f"{SYMBOLS[name][0]} {value}" for name, value in self.settings.items())
+def in_words(settings: dict[str, object]) -> dict[str, str]:  # name: symbol and value
+    "Settings with the paper's symbols."
+    return {name: f"{SYMBOLS[name][0]} {f'{value:.4g}' if isinstance(value, float) else value}" for name, value in settings.items()}
 
-# %% ../nbs/11_widgets.ipynb #4cde6eba
+# %% ../nbs/11_widgets.ipynb #1aba2a9f
 @patch
 def do(self: InversionStudio, change: Callable[[], None]) -> None:
     "Carry out a change of settings or state between two steps."
     self.pending.append(change)
     if not self.loop.running: self.refresh()
 
-# %% ../nbs/11_widgets.ipynb #1aba2a9f
+# %% ../nbs/11_widgets.ipynb #8a8bda4a
 @patch
 def settle(self: InversionStudio) -> None:
     "Carry out what waits."
     while self.pending: self.pending.popleft()()
 
-# %% ../nbs/11_widgets.ipynb #8a8bda4a
+# %% ../nbs/11_widgets.ipynb #1693d8c4
 @patch
 def refresh(self: InversionStudio) -> None:
     "A new look, where the loop does not give one anyway."
@@ -470,13 +473,13 @@ def refresh(self: InversionStudio) -> None:
     except Exception as error:
         self.fail(error)
 
-# %% ../nbs/11_widgets.ipynb #1693d8c4
+# %% ../nbs/11_widgets.ipynb #40fb7cbb
 @patch
 def changed(self: InversionStudio, name: str, value: object) -> None:
     "A control was moved."
     self.do(partial(self.set, name, value))
 
-# %% ../nbs/11_widgets.ipynb #40fb7cbb
+# %% ../nbs/11_widgets.ipynb #1518191d
 @patch
 def set(self: InversionStudio, name: str, value: object) -> None:
     "Change one setting, from the next step on; conditioning and seed start afresh."
@@ -484,7 +487,7 @@ def set(self: InversionStudio, name: str, value: object) -> None:
     self.settings = self.settings | {name: value}
     self.apply(afresh=name in ("conditioning", "seed"))
 
-# %% ../nbs/11_widgets.ipynb #1518191d
+# %% ../nbs/11_widgets.ipynb #57b6cc29
 @patch
 def apply(self: InversionStudio, *, afresh: bool = False) -> None:
     "Let the inverter have the present settings."
@@ -492,7 +495,7 @@ def apply(self: InversionStudio, *, afresh: bool = False) -> None:
     for f in fields(InversionWeights): setattr(self.inverter.weights, f.name, self.settings[f.name])
     self.inverter.adjust(dropout=self.settings["dropout"], temperature=self.settings["temperature"])
 
-# %% ../nbs/11_widgets.ipynb #5f2e7317
+# %% ../nbs/11_widgets.ipynb #bb411c8c
 @patch
 def remember(self: InversionStudio, name: str) -> None:
     "Keep what undo needs; moves of one control within two seconds are one change."
@@ -502,7 +505,7 @@ def remember(self: InversionStudio, name: str) -> None:
     else:
         self.moments.append(Moment(name, now, self.settings, self.inverter, self.inverter.snapshot()))
 
-# %% ../nbs/11_widgets.ipynb #bb411c8c
+# %% ../nbs/11_widgets.ipynb #1ad05426
 @patch
 def undo(self: InversionStudio) -> None:
     "Be as before the last change: settings, generator, and log."
@@ -513,14 +516,14 @@ def undo(self: InversionStudio) -> None:
     self.apply()
     self.controls.put(self.settings)
 
-# %% ../nbs/11_widgets.ipynb #1ad05426
+# %% ../nbs/11_widgets.ipynb #7f584914
 @patch
 def reset(self: InversionStudio) -> None:
     "Start afresh with the present settings; undo brings the old generator back."
     self.remember("reset")
     self.apply(afresh=True)
 
-# %% ../nbs/11_widgets.ipynb #6850d15c
+# %% ../nbs/11_widgets.ipynb #d0da4a3f
 @patch
 def toggle(self: InversionStudio) -> None:
     "Start, or pause."
@@ -528,20 +531,21 @@ def toggle(self: InversionStudio) -> None:
     self.loop.stop() if self.loop.running else self.loop.start()
     self.label_start()
 
-# %% ../nbs/11_widgets.ipynb #d0da4a3f
+# %% ../nbs/11_widgets.ipynb #cb909ea5
 @patch
 def label_start(self: InversionStudio) -> None:
     "Let the button say what it will do."
     self.start_button.description, self.start_button.icon = ("Pause", "pause") if self.loop.running else ("Start", "play")
 
-# %% ../nbs/11_widgets.ipynb #cb909ea5
+# %% ../nbs/11_widgets.ipynb #ec273b21
 @patch
 def fail(self: InversionStudio, error: Exception) -> None:
     "Say what went wrong where it is seen."
-    self.alert.value = f'<div role="alert" style="border-left:4px solid #d62728;padding:4px 8px"><b>{type(error).__name__}</b>: {html.escape(str(error))}</div>'
+    told = f"<b>{type(error).__name__}</b>: {html.escape(str(error))}"
+    self.alert.value = f'<div role="alert" style="border-left:4px solid #d62728;padding:4px 8px">{told}</div>'
     self.label_start()
 
-# %% ../nbs/11_widgets.ipynb #ec273b21
+# %% ../nbs/11_widgets.ipynb #3713adb7
 @patch
 def close(self: InversionStudio) -> None:
     "Stop training, and take all widgets away."
@@ -549,15 +553,15 @@ def close(self: InversionStudio) -> None:
     for widget in _below(self)[1:]: widget.close()
     widgets.VBox.close(self)
 
-# %% ../nbs/11_widgets.ipynb #3713adb7
+# %% ../nbs/11_widgets.ipynb #e8f6d20a
 def _below(widget: widgets.Widget) -> list[widgets.Widget]:
     "A widget and all in it."
     return [widget, *(inner for child in getattr(widget, "children", ()) for inner in _below(child))]
 
-# %% ../nbs/11_widgets.ipynb #e8f6d20a
+# %% ../nbs/11_widgets.ipynb #bdc82632
 _studios = weakref.WeakValueDictionary()  # by cell
 
-# %% ../nbs/11_widgets.ipynb #bdc82632
+# %% ../nbs/11_widgets.ipynb #38311662
 def replace_in_cell(
     studio: InversionStudio,
     cell: str | None = None,  # its id; None for the cell that is being run, where that can be known
@@ -572,7 +576,7 @@ def replace_in_cell(
     if previous := _studios.get(cell): previous.close()
     _studios[cell] = studio
 
-# %% ../nbs/11_widgets.ipynb #3e955bfd
+# %% ../nbs/11_widgets.ipynb #a92143f9
 def nearest_image(
     image: Tensor,         # [C, H, W] float in [0, 1]
     images: Tensor,        # [n, C, H, W] uint8
@@ -582,7 +586,7 @@ def nearest_image(
     distances = torch.cat([torch.cdist(at, part.flatten(1).float() / 255)[0] for part in images.split(10_000)])
     return int(distances.argmin()), float(distances.min()) / at.shape[1] ** 0.5
 
-# %% ../nbs/11_widgets.ipynb #a92143f9
+# %% ../nbs/11_widgets.ipynb #cc27675b
 @patch
 def explain(self: InversionStudio) -> None:
     "Show the chosen image enlarged, its probabilities, and its nearest real image."
@@ -595,21 +599,22 @@ def explain(self: InversionStudio) -> None:
     if self.data is not None: text += self.beside(image)
     self.details.value = text
 
-# %% ../nbs/11_widgets.ipynb #cc27675b
+# %% ../nbs/11_widgets.ipynb #e0155fe0
 @patch
 def beside(self: InversionStudio, image: Tensor) -> str:  # HTML
     "The nearest real image, in words and as a picture."
     train = self.data.train
     k, distance = nearest_image(image.to(train.images.device), train.images)
     name = html.escape(self.class_names[int(train.labels[k])])
-    return f"nearest of {len(train):,} real images: <b>{name}</b>,<br>RMS difference {distance:.2f}{_big(train.images[k].cpu().float() / 255, f'a real image of class {name}')}"
+    picture = _big(train.images[k].cpu().float() / 255, f"a real image of class {name}")
+    return f"nearest of {len(train):,} real images: <b>{name}</b>,<br>RMS difference {distance:.2f}{picture}"
 
-# %% ../nbs/11_widgets.ipynb #e0155fe0
+# %% ../nbs/11_widgets.ipynb #3ec4f653
 def _big(image: Tensor, alt: str) -> str:
     "One image, about 110 pixels wide."
     return f"<div>{_img(png_bytes(image[None], 1, scale=max(1, 112 // image.shape[-1])), alt)}</div>"
 
-# %% ../nbs/11_widgets.ipynb #64dd8931
+# %% ../nbs/11_widgets.ipynb #5297209f
 @patch
 def keep(self: InversionStudio, side: str) -> None:
     "Keep the present picture as `side`, A or B."
@@ -617,12 +622,11 @@ def keep(self: InversionStudio, side: str) -> None:
     self.kept_settings = getattr(self, "kept_settings", {}) | {side: (self.settings, frame)}
     for name, (settings, frame) in self.kept_settings.items():
         others = [other for key, (other, _) in self.kept_settings.items() if key != name]
-        words = [f"{SYMBOLS[s][0]} {v:.4g}" if isinstance(v, float) else f"{SYMBOLS[s][0]} {v}" for s, v in settings.items()]
-        bold = [f"<b>{word}</b>" if any(other[s] != settings[s] for other in others) else word for word, s in zip(words, settings)]
+        bold = [f"<b>{word}</b>" if any(other[s] != settings[s] for other in others) else word for s, word in in_words(settings).items()]
         hits = "" if frame.overall != frame.overall else f", inversion accuracy {frame.overall:.1%}"
         self.kept[name].value = f"<b>{name}</b>: step {frame.step}{hits}<br>{', '.join(bold)}<br>{_img(frame.png, f'kept images {name}')}"
 
-# %% ../nbs/11_widgets.ipynb #6c0ec9f6
+# %% ../nbs/11_widgets.ipynb #7d3d071f
 COPY_SCRIPT = """
 function render({ model, el }) {
   const button = document.createElement("button"), shown = document.createElement("textarea");
@@ -641,14 +645,14 @@ function render({ model, el }) {
 export default { render };
 """
 
-# %% ../nbs/11_widgets.ipynb #7d3d071f
+# %% ../nbs/11_widgets.ipynb #d1431330
 class CopyText(anywidget.AnyWidget):
     "A button that copies `text`, and the text itself."
     _esm = COPY_SCRIPT
     text = traitlets.Unicode("").tag(sync=True)
     label = traitlets.Unicode("Copy").tag(sync=True)
 
-# %% ../nbs/11_widgets.ipynb #d1431330
+# %% ../nbs/11_widgets.ipynb #03cbf951
 @patch
 def as_yaml(self: InversionStudio) -> str:
     "The present settings as parameters of chapter 05."
@@ -657,7 +661,7 @@ def as_yaml(self: InversionStudio) -> str:
     steps = {"steps": self.inverter.step} if self.inverter.step else {}
     return "# netinv run nbs/05_inversion.ipynb --profile FILE.yaml\n" + yaml.safe_dump(self.settings | steps, sort_keys=False)
 
-# %% ../nbs/11_widgets.ipynb #9c5f3263
+# %% ../nbs/11_widgets.ipynb #5f844bbd
 class OODExplorer(widgets.VBox):
     "A threshold to move over the scores of in-distribution and OOD images."
     def __init__(
@@ -681,28 +685,30 @@ class OODExplorer(widgets.VBox):
         self.grids = [ImageGrid(layout={"width": "44em"}) for _ in names]
         for control in (self.which, self.threshold): control.observe(lambda _: self.show(), "value")
         self.lets_in.observe(lambda _: self.place(), "value")
-        super().__init__([self.which, widgets.HBox([self.threshold, self.lets_in], layout=WRAP), widgets.HBox([self.plot, self.table], layout=WRAP), *self.grids])
+        rows = [[self.threshold, self.lets_in], [self.plot, self.table]]
+        super().__init__([self.which, *(widgets.HBox(row, layout=WRAP) for row in rows), *self.grids])
         self.show()
 
     def __repr__(self) -> str:
         return f"OODExplorer({', '.join(self.scores)}): run this cell in JupyterLab to see and move it"
 
-# %% ../nbs/11_widgets.ipynb #5f844bbd
+# %% ../nbs/11_widgets.ipynb #85046b0d
 @patch
 def place(self: OODExplorer) -> None:
     "Put the threshold at the quantile that was chosen."
     if self.lets_in.value: self.threshold.value = self.scores[self.which.value][0].quantile(1 - self.lets_in.value).item()
 
-# %% ../nbs/11_widgets.ipynb #85046b0d
+# %% ../nbs/11_widgets.ipynb #326c257f
 @patch
 def show(self: OODExplorer) -> None:
     "Histograms, confusion and images for the present threshold."
     scores, threshold = self.scores[self.which.value], self.threshold.value
     inside, outside = ((s >= threshold).double().mean().item() for s in scores)
-    self.plot.value = _img(histograms(scores, self.names, threshold), f"histograms of the scores of {self.names[0]} and {self.names[1]}, and the threshold")
+    self.plot.value = _img(histograms(scores, self.names, threshold), f"histograms of the scores of {' and '.join(self.names)}, and the threshold")
     cells = "".join(f"<tr><th scope='row' style='text-align:left'>{html.escape(name)}</th><td>{share:.2%}</td><td>{1 - share:.2%}</td></tr>"
                     for name, share in zip(self.names, (inside, outside)))
-    self.table.value = (f"<table style='border-spacing:1em 0'><tr><td></td><th scope='col'>let in</th><th scope='col'>turned away</th></tr>{cells}</table>"
+    head = "<tr><td></td><th scope='col'>let in</th><th scope='col'>turned away</th></tr>"
+    self.table.value = (f"<table style='border-spacing:1em 0'>{head}{cells}</table>"
                         f"<p>probability at the threshold: {torch.tensor(threshold).double().sigmoid():.4f}</p>")
     wrong = (scores[0] < threshold, scores[1] >= threshold)
     worst = (scores[0].argsort(), scores[1].argsort(descending=True))
@@ -713,7 +719,7 @@ def show(self: OODExplorer) -> None:
         grid.alt = f"{name} images on the wrong side of the threshold, {len(chosen)} of {count:,}"
         grid.png = png_bytes(torch.cat([chosen, torch.ones(self.shown - len(chosen), *images.shape[1:])]), self.shown)
 
-# %% ../nbs/11_widgets.ipynb #326c257f
+# %% ../nbs/11_widgets.ipynb #daa4d51c
 def histograms(
     scores: tuple[Tensor, Tensor],  # log-odds of in-distribution and OOD images
     names: tuple[str, str],

@@ -2,7 +2,8 @@
 import os
 import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import nbformat
@@ -69,7 +70,7 @@ def wait_until(page, holds: Callable[[], bool], what: str, seconds: float = 30) 
     for _ in range(int(seconds * 10)):
         if holds(): return
         page.wait_for_timeout(100)
-    pytest.fail(f"not within {seconds:.0f} seconds: {what}; the status is {status(page)!r}")
+    pytest.fail(f"not within {seconds:.0f} seconds: {what}")
 
 
 def step(page) -> int:
@@ -114,22 +115,57 @@ def play(page) -> None:
     wait_until(page, lambda: step(page) > at + 3, "resumed")
 
 
-def test_jupyterlab(chapter: Path, chromium, tmp_path: Path) -> None:
+@contextmanager
+def jupyterlab(notebook: Path, chromium, folder: Path) -> Iterator[object]:
+    "A page with all cells of the notebook running; in the end there must have been no error on the console."
     ARTEFACTS.mkdir(parents=True, exist_ok=True)
     port = free_port()
     lab = ["jupyterlab", "--no-browser", "--allow-root", "--ip=127.0.0.1", f"--port={port}", "--IdentityProvider.token=x",
-           f"--ServerApp.root_dir={chapter.parent}"]
+           f"--ServerApp.root_dir={notebook.parent}"]
     context = chromium.new_context(viewport={"width": 1500, "height": 1050})
-    with served(lab, env=at_home(tmp_path)), noting(context) as (page, errors, _):
+    with served(lab, env=at_home(folder)), noting(context) as (page, errors, _):
         wait_for(port)
-        page.goto(f"http://127.0.0.1:{port}/lab/tree/{chapter.name}?reset&token=x")
+        page.goto(f"http://127.0.0.1:{port}/lab/tree/{notebook.name}?reset&token=x")
         run_all(page)
+        yield page
+        assert not errors, errors
+    context.close()
+
+
+def test_studio_in_jupyterlab(chapter: Path, chromium, tmp_path: Path) -> None:
+    with jupyterlab(chapter, chromium, tmp_path) as page:
         play(page)
         page.screenshot(path=ARTEFACTS / "studio.png")
         button(page, "Close").click()
         page.wait_for_selector(".netinv-grid", state="detached")
-        assert not errors, errors
-    context.close()
+
+
+EXPLORER = """
+import torch
+from netinv.classifier import train_classifier
+from netinv.data import load_data
+from netinv.widgets import OODExplorer
+
+data = load_data("digits")
+noise = torch.randint(0, 256, (60, *data.shape), dtype=torch.uint8)
+OODExplorer({name: train_classifier(data, epochs=epochs, progress=False) for name, epochs in {"early": 1, "late": 3}.items()}, data, noise)
+"""
+
+
+def test_explorer_in_jupyterlab(chromium, tmp_path: Path) -> None:
+    kernel = {"kernelspec": {"display_name": "python3", "language": "python", "name": "python3"}}
+    (tmp_path / "nbs").mkdir()
+    nbformat.write(nbformat.v4.new_notebook(metadata=kernel, cells=[nbformat.v4.new_code_cell(EXPLORER)]), tmp_path / "nbs/explorer.ipynb")
+    with jupyterlab(tmp_path / "nbs/explorer.ipynb", chromium, tmp_path) as page:
+        table = page.locator(".widget-html", has_text="turned away")
+        table.wait_for(timeout=120_000)
+        for act in (lambda: (page.locator(".noUi-handle").focus(), page.keyboard.press("PageUp")),
+                    lambda: page.get_by_role("button", name="late").click(),
+                    lambda: page.locator(".jp-OutputArea select").select_option(label="95.0% of in-distribution")):
+            before = table.inner_text()
+            act()
+            wait_until(page, lambda: table.inner_text() != before, "the table has changed")
+        page.screenshot(path=ARTEFACTS / "explorer.png")
 
 
 def test_voila(chapter: Path, chromium, tmp_path: Path) -> None:
