@@ -137,7 +137,7 @@ export default { render };
 # %% ../nbs/11_widgets.ipynb #47afb724
 GRID_STYLE = """
 .netinv-grid { display: flex; gap: 6px; max-width: 100%; color: var(--jp-ui-font-color1, CanvasText); font-size: 12px }
-.netinv-grid .names { display: flex; flex-direction: column; text-align: right; max-width: 9em }
+.netinv-grid .names { display: flex; flex-direction: column; text-align: right; max-width: 15em }
 .netinv-grid .names span { flex: 1; display: flex; align-items: center; justify-content: flex-end; overflow: hidden;
                            text-overflow: ellipsis; white-space: nowrap }
 .netinv-grid .box { position: relative; cursor: pointer; align-self: flex-start; flex: 1; max-width: 640px }
