@@ -11,16 +11,19 @@ __all__ = ['FAMILIES', 'RECIPES', 'between', 'bent', 'smooth_fields', 'noise', '
 # %% ../nbs/09_ood.ipynb #40d02b33
 import copy
 import math
+import os
 import time
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from fastcore.basics import patch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from .classifier import (CNN, FrozenClassifier, augmented, borrowed_rng, default_epochs, one_cycle, pick_augment,
                                shuffled_batches)
-from .data import ImageData, mend_torchvision, pick_amp, pick_device, to_float
+from .data import ImageData, load_tensors, mend_torchvision, pick_amp, pick_device, save_tensors, to_float
 from .inversion import InversionWeights, Inverter
 
 # %% ../nbs/09_ood.ipynb #0a06655e
@@ -247,7 +250,34 @@ class _Trainer:
         self.averaged.update_parameters(self.network)
         return loss.detach()
 
-# %% ../nbs/09_ood.ipynb #17519612
+# %% ../nbs/09_ood.ipynb #761a6229
+@patch
+def save(self: _Trainer, path: Path, found: Tensor, history: list[dict], run: dict) -> None:
+    "Write a checkpoint, atomically; `run` are the settings that it belongs to."
+    optimizer = self.optimizer.state_dict()
+    tensors = {**{f"network.{name}": t for name, t in self.network.state_dict().items()},
+               **{f"averaged.{name}": t for name, t in self.averaged.state_dict().items()},
+               **{f"optimizer.{i}.{name}": t for i, moments in optimizer["state"].items() for name, t in moments.items()},
+               "found": found, "rng": self.rng.get_state(), "dropout": torch.get_rng_state()}
+    save_tensors(path, tensors, {"groups": optimizer["param_groups"], "schedule": self.schedule.state_dict(), "history": history, "run": run})
+
+# %% ../nbs/09_ood.ipynb #10ab6de4
+@patch
+def load(self: _Trainer, path: Path, run: dict) -> tuple[Tensor, list[dict]]:  # found, history
+    "Take over a checkpoint; a `ValueError` for a damaged one, or one of another run."
+    tensors, meta = load_tensors(path)
+    if meta.get("run") != run: raise ValueError(f"{path} was written with {meta.get('run')}, this run has {run}: use the same, or another folder")
+    part = lambda name: {key[len(name) + 1:]: t for key, t in tensors.items() if key.startswith(name + ".")}
+    self.network.load_state_dict(part("network"))
+    self.averaged.load_state_dict(part("averaged"))
+    count = sum(len(group["params"]) for group in meta["groups"])
+    self.optimizer.load_state_dict({"state": {i: part(f"optimizer.{i}") for i in range(count)}, "param_groups": meta["groups"]})
+    self.schedule.load_state_dict(meta["schedule"])
+    self.rng.set_state(tensors["rng"].cpu())
+    torch.set_rng_state(tensors["dropout"].cpu())
+    return tensors["found"].to(self.rng.device), meta["history"]
+
+# %% ../nbs/09_ood.ipynb #0742a186
 def train_with_garbage(
     data: ImageData,
     *,
@@ -262,20 +292,27 @@ def train_with_garbage(
     inverted: int = 1_000,           # images that inversion adds after every epoch
     device: str | torch.device = "auto",
     amp: str | None = "auto",        # "bf16" or "off", see `pick_amp`
+    checkpoint_dir: str | os.PathLike | None = None,  # a folder for `garbage.safetensors`, written after every epoch
+    resume: bool = False,            # go on from there, if it is there
     progress: bool = True,           # show a bar
 ) -> nn.Module:                      # N + 1 logits, garbage last; eval mode; with `.history`, a DataFrame, and `.garbage` [n, C, H, W] uint8
     "A classifier with a garbage class (section 5.2)."
     import pandas as pd
     from tqdm.auto import trange
 
+    if resume and checkpoint_dir is None: raise ValueError("resume=True needs checkpoint_dir, the folder of the run to go on with")
     if recipe not in RECIPES: raise ValueError(f"recipe {recipe!r} is unknown: expected one of {', '.join(RECIPES)}")
     n_classes, n, epochs = len(data.classes), len(data.train), math.ceil(1.5 * default_epochs(len(data.train))) if epochs is None else epochs
     rng = torch.Generator(pick_device(device)).manual_seed(seed)
     size, weight = (n // n_classes, 1 / n_classes) if recipe == "paper" else (n, garbage_weight)
     with borrowed_rng(seed, rng.device):
         trainer = _Trainer(data, CNN(data.shape, n_classes + 1) if model is None else with_garbage_class(model), rng, epochs, batch_size, lr, amp)
-        found, history = trainer.images[:0], []
-        for epoch in (bar := trange(epochs, desc=f"{recipe} garbage", unit="epoch", disable=not progress)):
+        found, history, garbage = trainer.images[:0], [], None
+        path = Path(checkpoint_dir or ".", "garbage.safetensors")
+        run = {"data": data.name, "recipe": recipe, "epochs": epochs, "seed": seed, "batch_size": batch_size, "lr": lr, "weight": weight,
+               "families": families, "inverted": inverted}
+        if resume and path.exists(): found, history = trainer.load(path, run)
+        for epoch in (bar := trange(len(history), epochs, desc=f"{recipe} garbage", unit="epoch", disable=not progress)):
             start = time.perf_counter()
             garbage = epoch_garbage(recipe, size, trainer.images, found, rng, families)
             loss, trained = trainer.epoch(garbage, weight), time.perf_counter()
@@ -283,11 +320,13 @@ def train_with_garbage(
             history.append({"epoch": epoch + 1, "loss": loss, "garbage": len(garbage), "inverted": len(found),
                             "seconds": trained - start, "seconds of generators": time.perf_counter() - trained})
             bar.set_postfix(loss=f"{loss:.3f}")
+            if checkpoint_dir: trainer.save(path, found, history, run)
+        if garbage is None: garbage = epoch_garbage(recipe, size, trainer.images, found, rng, families)
     hardened = trainer.averaged.module.eval()
     hardened.history, hardened.garbage = pd.DataFrame(history), garbage
     return hardened
 
-# %% ../nbs/09_ood.ipynb #10ab6de4
+# %% ../nbs/09_ood.ipynb #d549b36c
 @torch.no_grad()
 def log_probabilities(
     model: nn.Module,
@@ -299,7 +338,7 @@ def log_probabilities(
     batches = (to_float(part.to(device)) if part.dtype == torch.uint8 else part.to(device) for part in images.split(batch_size))
     return torch.cat([model(batch).double().log_softmax(1).cpu() for batch in batches])
 
-# %% ../nbs/09_ood.ipynb #0742a186
+# %% ../nbs/09_ood.ipynb #a9ccfa9a
 def in_distribution(
     log_probs: Tensor,          # [n, M] from `log_probabilities`
     n_classes: int,             # N; the garbage class, where there is one, is the last of M = N + 1
@@ -312,7 +351,7 @@ def in_distribution(
     best = real.max(1, keepdim=True)
     return best.values[:, 0] - log_probs.scatter(1, best.indices, -torch.inf).logsumexp(1)
 
-# %% ../nbs/09_ood.ipynb #b97cecbf
+# %% ../nbs/09_ood.ipynb #6f7fd41c
 def ood_score(
     model: nn.Module,          # from `train_with_garbage`, or an ordinary classifier
     images: Tensor,            # [n, C, H, W] uint8, or float in [0, 1]
@@ -323,7 +362,7 @@ def ood_score(
     log_probs = log_probabilities(model, images)
     return in_distribution(log_probs, log_probs.shape[1] - hasattr(model, "garbage"), kind)
 
-# %% ../nbs/09_ood.ipynb #a9ccfa9a
+# %% ../nbs/09_ood.ipynb #e51f0cc3
 def separation(
     inside: Tensor,   # [n] scores of in-distribution images, higher is more in-distribution
     outside: Tensor,  # [m] scores of OOD images
@@ -336,7 +375,7 @@ def separation(
     return {"AUROC": roc_auc_score(truth, scores), "AUPR-in": average_precision_score(truth, scores),
             "AUPR-out": average_precision_score(1 - truth, -scores), "FPR95": above(inside.quantile(0.05)), "FPR100": above(inside.min())}
 
-# %% ../nbs/09_ood.ipynb #6f7fd41c
+# %% ../nbs/09_ood.ipynb #6aeb2b8f
 def threshold_area(
     inside: Tensor,   # [n] probabilities in [0, 1]
     outside: Tensor,  # [m] the same
@@ -344,7 +383,7 @@ def threshold_area(
     "AUTC: mean of the areas under the false positive and the false negative rate over all thresholds."
     return (outside.mean() + (1 - inside).mean()).item() / 2  # the area under a rate is the mean distance from its end
 
-# %% ../nbs/09_ood.ipynb #6b7cd729
+# %% ../nbs/09_ood.ipynb #90e7be13
 def margins(
     inside: Tensor,   # [n] probabilities of in-distribution images
     outside: Tensor,  # [m] probabilities of the OOD images that are not called garbage; may be empty
@@ -353,7 +392,7 @@ def margins(
     if not len(outside): return {"margin": 1.0, "margin 1%": 1.0}
     return {"margin": (inside.min() - outside.max()).item(), "margin 1%": (inside.quantile(0.01) - outside.quantile(0.99)).item()}
 
-# %% ../nbs/09_ood.ipynb #99c07353
+# %% ../nbs/09_ood.ipynb #837f3614
 def evaluate_ood(
     model: nn.Module,          # from `train_with_garbage`, or an ordinary classifier
     data: ImageData,           # its test images are in-distribution
@@ -378,7 +417,7 @@ def evaluate_ood(
 
     return pd.DataFrame({name: row(images) for name, images in ood.items()}).T
 
-# %% ../nbs/09_ood.ipynb #90e7be13
+# %% ../nbs/09_ood.ipynb #4428669e
 def baseline_scores(
     model: nn.Module,          # an ordinary classifier, N logits
     data: ImageData,           # its training images fit the detectors

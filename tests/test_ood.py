@@ -84,6 +84,28 @@ def test_a_trained_classifier_can_be_taught_garbage(digits) -> None:
     assert evaluate_ood(tuned, digits, {"noise": torch.rand(100, *digits.shape)}).accuracy.iloc[0] > accuracy(plain, digits.test) - 0.05
 
 
+def test_a_killed_training_goes_on_to_the_same_end(digits, tmp_path, monkeypatch) -> None:
+    from netinv import ood
+
+    settings = {"epochs": 3, "inverted": 40, "seed": 2, "amp": "off", **QUIET}
+    whole = train_with_garbage(digits, **settings)
+    real, calls = ood.inverted_garbage, []
+
+    def killed(*given):
+        calls.append(given)
+        if len(calls) == 2: raise KeyboardInterrupt
+        return real(*given)
+
+    monkeypatch.setattr(ood, "inverted_garbage", killed)
+    with pytest.raises(KeyboardInterrupt): train_with_garbage(digits, checkpoint_dir=tmp_path, **settings)
+    monkeypatch.undo()
+    resumed = train_with_garbage(digits, checkpoint_dir=tmp_path, resume=True, **settings)
+    assert all(torch.equal(a, b) for a, b in zip(whole.state_dict().values(), resumed.state_dict().values()))
+    assert whole.history.loss.tolist() == resumed.history.loss.tolist() and torch.equal(whole.garbage, resumed.garbage)
+    with pytest.raises(ValueError, match="was written with"): train_with_garbage(digits, checkpoint_dir=tmp_path, resume=True, **settings | {"seed": 3})
+    with pytest.raises(ValueError, match="needs checkpoint_dir"): train_with_garbage(digits, resume=True, **settings)
+
+
 def test_recipe_must_be_known(digits) -> None:
     with pytest.raises(ValueError, match="'papper' is unknown: expected one of diverse, paper"): train_with_garbage(digits, recipe="papper", **QUIET)
 
