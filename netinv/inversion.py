@@ -628,6 +628,6 @@ def load(
     frozen = as_frozen(classifier, settings.pop("shape", tuple(shape)), settings.pop("device", "auto"))
     if fingerprint(frozen) != print_of: raise ValueError(f"{folder} was trained against another classifier: load it with that one")
     inverter = cls(frozen, weights=weights, **config, **settings)
-    for modules in (inverter.generators, inverter.averaged.module):
-        modules.load_state_dict(load_tensors(Path(folder) / "generator.safetensors")[0])
+    drawn_with, _ = load_tensors(Path(folder) / "generator.safetensors")
+    for modules in (inverter.generators, inverter.averaged.module): modules.load_state_dict(drawn_with)
     return inverter

@@ -157,7 +157,7 @@ def garbage_pool(
     names = list(FAMILIES) if families is None else families
     if unknown := [name for name in names if name not in FAMILIES]:
         raise ValueError(f"family {unknown[0]!r} of garbage is unknown: expected some of {', '.join(FAMILIES)}")
-    each, step = math.ceil(n / len(names)), 256  # strokes need memory: so many at once
+    each, step = math.ceil(n / len(names)), max(1, 256 * 28 * 28 // images[0, 0].numel())  # strokes need memory: so many at once
     parts = [FAMILIES[name](min(step, each - at), images, rng) for name in names for at in range(0, each, step)]
     pool = torch.cat([(part * 255).round().byte() for part in parts])
     return pool[torch.randperm(len(pool), generator=rng, device=rng.device)[:n]]
@@ -220,29 +220,33 @@ def epoch_garbage(
 
 # %% ../nbs/09_ood.ipynb #c13c8a73
 class _Trainer:
-    "The network, its average and its optimizer; `epoch` goes once through the real images."
-    def __init__(self, data: ImageData, network: nn.Module, rng: torch.Generator, epochs: int, batch_size: int, lr: float, amp: str | None):
-        device = rng.device
-        self.network, self.rng, self.batch_size, self.dtype = network.to(device), rng, batch_size, pick_amp(amp, device)
-        self.images, self.labels, self.augment = data.train.images.to(device), data.train.labels.to(device), pick_augment("auto", data.name)
-        steps = epochs * max(len(self.images) // batch_size, 1)
-        self.optimizer, self.schedule = one_cycle(self.network.train(), lr, 0.05, steps)
+    "The network, its average, its optimizer, and what inversion has found; `fit` trains."
+    def __init__(self, data: ImageData, network: nn.Module, rng: torch.Generator, run: dict, amp: str | None):
+        self.run, self.rng, self.network, self.dtype = run, rng, network.to(rng.device), pick_amp(amp, rng.device)
+        self.images, self.labels, self.augment = data.train.images.to(rng.device), data.train.labels.to(rng.device), pick_augment("auto", data.name)
+        self.found, self.history, self.garbage = self.images[:0], [], None
+        steps = run["epochs"] * max(len(self.images) // run["batch_size"], 1)
+        self.optimizer, self.schedule = one_cycle(self.network.train(), run["lr"], 0.05, steps)
         decay = max(0.0, min(0.99, 1 - 10 / steps))  # a mean over a tenth of a short run, and over 100 steps of a long one
         self.averaged = AveragedModel(self.network, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True).eval()
 
-    def epoch(self, garbage: Tensor, weight: float) -> float:
+    def draw_garbage(self) -> None:
+        "The garbage of the next epoch."
+        self.garbage = epoch_garbage(self.run["recipe"], self.run["size"], self.images, self.found, self.rng, self.run["families"])
+
+    def epoch(self) -> float:
         "One pass; the mean loss."
-        losses = [self.step(rows, garbage, weight) for rows in shuffled_batches(len(self.images), self.batch_size, self.rng)]
+        losses = [self.step(rows) for rows in shuffled_batches(len(self.images), self.run["batch_size"], self.rng)]
         return torch.stack(losses).mean().item()
 
-    def step(self, rows: Tensor, garbage: Tensor, weight: float) -> Tensor:
-        "One step on the real images `rows` and as many of `garbage`; its loss."
+    def step(self, rows: Tensor) -> Tensor:
+        "One step on the real images `rows` and as many of garbage; its loss."
         device = self.rng.device
         real = augmented(self.images, rows, self.augment, self.rng)
-        fake = to_float(garbage[torch.randint(len(garbage), (len(rows),), generator=self.rng, device=device)])
+        fake = to_float(self.garbage[torch.randint(len(self.garbage), (len(rows),), generator=self.rng, device=device)])
         with torch.autocast(device.type, self.dtype, enabled=self.dtype is not None): logits = self.network(torch.cat([real, fake])).float()
         garbage_class = torch.full((len(fake),), logits.shape[1] - 1, device=device)
-        loss = F.cross_entropy(logits[: len(real)], self.labels[rows]) + weight * F.cross_entropy(logits[len(real):], garbage_class)
+        loss = F.cross_entropy(logits[: len(real)], self.labels[rows]) + self.run["weight"] * F.cross_entropy(logits[len(real):], garbage_class)
         self.optimizer.zero_grad()
         loss.backward()
         self.optimizer.step()
@@ -250,34 +254,54 @@ class _Trainer:
         self.averaged.update_parameters(self.network)
         return loss.detach()
 
-# %% ../nbs/09_ood.ipynb #761a6229
+# %% ../nbs/09_ood.ipynb #17519612
 @patch
-def save(self: _Trainer, path: Path, found: Tensor, history: list[dict], run: dict) -> None:
-    "Write a checkpoint, atomically; `run` are the settings that it belongs to."
+def fit(self: _Trainer, path: Path | None, progress: bool) -> None:
+    "All epochs that are left, with a checkpoint after each where there is a `path`."
+    from tqdm.auto import trange
+
+    epochs = self.run["epochs"]
+    for epoch in (bar := trange(len(self.history), epochs, desc=f"{self.run['recipe']} garbage", unit="epoch", disable=not progress)):
+        start = time.perf_counter()
+        self.draw_garbage()
+        loss, trained = self.epoch(), time.perf_counter()
+        if self.run["inverted"] and epoch + 1 < epochs:
+            new = inverted_garbage(self.averaged.module, tuple(self.images.shape[1:]), self.run["inverted"], self.rng)
+            self.found = torch.cat([self.found, new])
+        self.history.append({"epoch": epoch + 1, "loss": loss, "garbage": len(self.garbage), "inverted": len(self.found),
+                             "seconds": trained - start, "seconds of generators": time.perf_counter() - trained})
+        bar.set_postfix(loss=f"{loss:.3f}")
+        if path: self.save(path)
+
+# %% ../nbs/09_ood.ipynb #10ab6de4
+@patch
+def save(self: _Trainer, path: Path) -> None:
+    "Write a checkpoint, atomically."
     optimizer = self.optimizer.state_dict()
     tensors = {**{f"network.{name}": t for name, t in self.network.state_dict().items()},
                **{f"averaged.{name}": t for name, t in self.averaged.state_dict().items()},
                **{f"optimizer.{i}.{name}": t for i, moments in optimizer["state"].items() for name, t in moments.items()},
-               "found": found, "rng": self.rng.get_state(), "dropout": torch.get_rng_state()}
-    save_tensors(path, tensors, {"groups": optimizer["param_groups"], "schedule": self.schedule.state_dict(), "history": history, "run": run})
+               "found": self.found, "rng": self.rng.get_state(), "dropout": torch.get_rng_state()}
+    meta = {"groups": optimizer["param_groups"], "schedule": self.schedule.state_dict(), "history": self.history, "run": self.run}
+    save_tensors(path, tensors, meta)
 
-# %% ../nbs/09_ood.ipynb #10ab6de4
+# %% ../nbs/09_ood.ipynb #0742a186
 @patch
-def load(self: _Trainer, path: Path, run: dict) -> tuple[Tensor, list[dict]]:  # found, history
+def load(self: _Trainer, path: Path) -> None:
     "Take over a checkpoint; a `ValueError` for a damaged one, or one of another run."
     tensors, meta = load_tensors(path)
-    if meta.get("run") != run: raise ValueError(f"{path} was written with {meta.get('run')}, this run has {run}: use the same, or another folder")
+    if meta.get("run") != self.run: raise ValueError(f"{path} was written with {meta.get('run')}, this run has {self.run}: use the same, or another folder")
     part = lambda name: {key[len(name) + 1:]: t for key, t in tensors.items() if key.startswith(name + ".")}
     self.network.load_state_dict(part("network"))
     self.averaged.load_state_dict(part("averaged"))
     count = sum(len(group["params"]) for group in meta["groups"])
     self.optimizer.load_state_dict({"state": {i: part(f"optimizer.{i}") for i in range(count)}, "param_groups": meta["groups"]})
     self.schedule.load_state_dict(meta["schedule"])
+    self.found, self.history = tensors["found"].to(self.rng.device), meta["history"]
     self.rng.set_state(tensors["rng"].cpu())
     torch.set_rng_state(tensors["dropout"].cpu())
-    return tensors["found"].to(self.rng.device), meta["history"]
 
-# %% ../nbs/09_ood.ipynb #0742a186
+# %% ../nbs/09_ood.ipynb #d549b36c
 def train_with_garbage(
     data: ImageData,
     *,
@@ -298,35 +322,25 @@ def train_with_garbage(
 ) -> nn.Module:                      # N + 1 logits, garbage last; eval mode; with `.history`, a DataFrame, and `.garbage` [n, C, H, W] uint8
     "A classifier with a garbage class (section 5.2)."
     import pandas as pd
-    from tqdm.auto import trange
 
     if resume and checkpoint_dir is None: raise ValueError("resume=True needs checkpoint_dir, the folder of the run to go on with")
     if recipe not in RECIPES: raise ValueError(f"recipe {recipe!r} is unknown: expected one of {', '.join(RECIPES)}")
-    n_classes, n, epochs = len(data.classes), len(data.train), math.ceil(1.5 * default_epochs(len(data.train))) if epochs is None else epochs
-    rng = torch.Generator(pick_device(device)).manual_seed(seed)
+    n, n_classes = len(data.train), len(data.classes)
     size, weight = (n // n_classes, 1 / n_classes) if recipe == "paper" else (n, garbage_weight)
+    epochs = math.ceil(1.5 * default_epochs(n)) if epochs is None else epochs
+    run = {"data": data.name, "recipe": recipe, "epochs": epochs, "seed": seed, "batch_size": batch_size, "lr": lr,
+           "size": size, "weight": weight, "families": families, "inverted": inverted}
+    path, rng = checkpoint_dir and Path(checkpoint_dir, "garbage.safetensors"), torch.Generator(pick_device(device)).manual_seed(seed)
     with borrowed_rng(seed, rng.device):
-        trainer = _Trainer(data, CNN(data.shape, n_classes + 1) if model is None else with_garbage_class(model), rng, epochs, batch_size, lr, amp)
-        found, history, garbage = trainer.images[:0], [], None
-        path = Path(checkpoint_dir or ".", "garbage.safetensors")
-        run = {"data": data.name, "recipe": recipe, "epochs": epochs, "seed": seed, "batch_size": batch_size, "lr": lr, "weight": weight,
-               "families": families, "inverted": inverted}
-        if resume and path.exists(): found, history = trainer.load(path, run)
-        for epoch in (bar := trange(len(history), epochs, desc=f"{recipe} garbage", unit="epoch", disable=not progress)):
-            start = time.perf_counter()
-            garbage = epoch_garbage(recipe, size, trainer.images, found, rng, families)
-            loss, trained = trainer.epoch(garbage, weight), time.perf_counter()
-            if inverted and epoch + 1 < epochs: found = torch.cat([found, inverted_garbage(trainer.averaged.module, data.shape, inverted, rng)])
-            history.append({"epoch": epoch + 1, "loss": loss, "garbage": len(garbage), "inverted": len(found),
-                            "seconds": trained - start, "seconds of generators": time.perf_counter() - trained})
-            bar.set_postfix(loss=f"{loss:.3f}")
-            if checkpoint_dir: trainer.save(path, found, history, run)
-        if garbage is None: garbage = epoch_garbage(recipe, size, trainer.images, found, rng, families)
+        trainer = _Trainer(data, CNN(data.shape, n_classes + 1) if model is None else with_garbage_class(model), rng, run, amp)
+        if resume and path.exists(): trainer.load(path)
+        trainer.fit(path, progress)
+        if trainer.garbage is None: trainer.draw_garbage()  # the checkpoint was that of a finished run
     hardened = trainer.averaged.module.eval()
-    hardened.history, hardened.garbage = pd.DataFrame(history), garbage
+    hardened.history, hardened.garbage = pd.DataFrame(trainer.history), trainer.garbage
     return hardened
 
-# %% ../nbs/09_ood.ipynb #d549b36c
+# %% ../nbs/09_ood.ipynb #6f7fd41c
 @torch.no_grad()
 def log_probabilities(
     model: nn.Module,
@@ -338,7 +352,7 @@ def log_probabilities(
     batches = (to_float(part.to(device)) if part.dtype == torch.uint8 else part.to(device) for part in images.split(batch_size))
     return torch.cat([model(batch).double().log_softmax(1).cpu() for batch in batches])
 
-# %% ../nbs/09_ood.ipynb #a9ccfa9a
+# %% ../nbs/09_ood.ipynb #7b43deea
 def in_distribution(
     log_probs: Tensor,          # [n, M] from `log_probabilities`
     n_classes: int,             # N; the garbage class, where there is one, is the last of M = N + 1
@@ -347,22 +361,25 @@ def in_distribution(
     "Scores from probabilities; higher is more in-distribution."
     if kind not in ("confidence", "not garbage"): raise ValueError(f"kind is {kind!r}: expected 'confidence' or 'not garbage'")
     real, garbage = log_probs[:, :n_classes], log_probs[:, n_classes:]
-    if kind == "not garbage": return real.logsumexp(1) - garbage.logsumexp(1)
+    if kind == "not garbage":
+        if not garbage.shape[1]: raise ValueError(f"{n_classes} logits for {n_classes} classes: kind 'not garbage' needs a garbage class")
+        return real.logsumexp(1) - garbage.logsumexp(1)
     best = real.max(1, keepdim=True)
     return best.values[:, 0] - log_probs.scatter(1, best.indices, -torch.inf).logsumexp(1)
 
-# %% ../nbs/09_ood.ipynb #6f7fd41c
+# %% ../nbs/09_ood.ipynb #e51f0cc3
 def ood_score(
     model: nn.Module,          # from `train_with_garbage`, or an ordinary classifier
     images: Tensor,            # [n, C, H, W] uint8, or float in [0, 1]
     *,
     kind: str = "confidence",  # see `in_distribution`
+    n_classes: int | None = None,  # N, without garbage; None only for a model straight from a training, which knows
 ) -> Tensor:                   # [n] float64; higher is more in-distribution
     "How much in-distribution each image is, as log-odds; `sigmoid` makes it a probability."
     log_probs = log_probabilities(model, images)
-    return in_distribution(log_probs, log_probs.shape[1] - hasattr(model, "garbage"), kind)
+    return in_distribution(log_probs, log_probs.shape[1] - hasattr(model, "garbage") if n_classes is None else n_classes, kind)
 
-# %% ../nbs/09_ood.ipynb #e51f0cc3
+# %% ../nbs/09_ood.ipynb #6b7cd729
 def separation(
     inside: Tensor,   # [n] scores of in-distribution images, higher is more in-distribution
     outside: Tensor,  # [m] scores of OOD images
@@ -375,7 +392,7 @@ def separation(
     return {"AUROC": roc_auc_score(truth, scores), "AUPR-in": average_precision_score(truth, scores),
             "AUPR-out": average_precision_score(1 - truth, -scores), "FPR95": above(inside.quantile(0.05)), "FPR100": above(inside.min())}
 
-# %% ../nbs/09_ood.ipynb #6aeb2b8f
+# %% ../nbs/09_ood.ipynb #99c07353
 def threshold_area(
     inside: Tensor,   # [n] probabilities in [0, 1]
     outside: Tensor,  # [m] the same
@@ -383,7 +400,7 @@ def threshold_area(
     "AUTC: mean of the areas under the false positive and the false negative rate over all thresholds."
     return (outside.mean() + (1 - inside).mean()).item() / 2  # the area under a rate is the mean distance from its end
 
-# %% ../nbs/09_ood.ipynb #90e7be13
+# %% ../nbs/09_ood.ipynb #4d9ee4f3
 def margins(
     inside: Tensor,   # [n] probabilities of in-distribution images
     outside: Tensor,  # [m] probabilities of the OOD images that are not called garbage; may be empty
@@ -392,7 +409,7 @@ def margins(
     if not len(outside): return {"margin": 1.0, "margin 1%": 1.0}
     return {"margin": (inside.min() - outside.max()).item(), "margin 1%": (inside.quantile(0.01) - outside.quantile(0.99)).item()}
 
-# %% ../nbs/09_ood.ipynb #837f3614
+# %% ../nbs/09_ood.ipynb #4428669e
 def evaluate_ood(
     model: nn.Module,          # from `train_with_garbage`, or an ordinary classifier
     data: ImageData,           # its test images are in-distribution
@@ -417,7 +434,7 @@ def evaluate_ood(
 
     return pd.DataFrame({name: row(images) for name, images in ood.items()}).T
 
-# %% ../nbs/09_ood.ipynb #4428669e
+# %% ../nbs/09_ood.ipynb #d18460ab
 def baseline_scores(
     model: nn.Module,          # an ordinary classifier, N logits
     data: ImageData,           # its training images fit the detectors

@@ -675,7 +675,7 @@ class OODExplorer(widgets.VBox):
     ):
         models = models if isinstance(models, dict) else {"classifier": models}
         self.images, self.names, self.shown = (data.test.images, ood), names, shown
-        self.scores = {name: tuple(ood_score(model, images) for images in self.images) for name, model in models.items()}
+        self.scores = {name: tuple(ood_score(model, images, n_classes=len(data.classes)) for images in self.images) for name, model in models.items()}
         self.which = widgets.ToggleButtons(options=list(models), description="classifier", tooltips=[f"scores of {name}" for name in models])
         self.threshold = widgets.FloatSlider(description="log-odds", min=-20, max=20, step=0.1, layout={"width": "40em"},
                                              tooltip="images below are turned away; 0 is a probability of one half")

@@ -115,6 +115,13 @@ def test_scores_leave_the_garbage_class_out(digits, hardened) -> None:
     torch.testing.assert_close(ood_score(hardened, digits.test.images).sigmoid(), log_probs[:, :10].amax(1).exp())
     torch.testing.assert_close(ood_score(hardened, digits.test.images, kind="not garbage").sigmoid(), 1 - log_probs[:, 10].exp())
     with pytest.raises(ValueError, match="expected 'confidence' or 'not garbage'"): in_distribution(log_probs, 10, "entropy")
+    with pytest.raises(ValueError, match="needs a garbage class"): in_distribution(log_probs[:, :10], 10, "not garbage")
+
+
+def test_scores_survive_saving_and_loading_the_weights(digits, hardened) -> None:
+    again = CNN(digits.shape, 11).eval()
+    again.load_state_dict(hardened.state_dict())  # a model that has forgotten that its last class is garbage
+    torch.testing.assert_close(ood_score(again, digits.test.images, n_classes=10), ood_score(hardened, digits.test.images))
 
 
 def test_scores_rank_where_probabilities_tie_in_float32() -> None:
