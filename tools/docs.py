@@ -58,7 +58,7 @@ def rename_pages(pages: Path) -> None:
 
 
 def render_quarto(pages: Path) -> None:
-    subprocess.run(["quarto", "render", str(pages), "--no-execute"], check=True)
+    subprocess.run(["quarto", "render", str(pages), "--no-execute", "-M", "html-math-method:mathml"], check=True)
 
 
 def typeset(page: BeautifulSoup) -> None:
