@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['FAMILIES', 'RECIPES', 'between', 'bent', 'smooth_fields', 'noise', 'coordinate', 'strokes', 'tiles', 'mixed',
-           'warped', 'garbage_pool', 'with_garbage_class', 'inverted_garbage', 'epoch_garbage', 'train_with_garbage',
-           'log_probabilities', 'in_distribution', 'ood_score', 'separation', 'threshold_area', 'margins',
-           'evaluate_ood', 'baseline_scores']
+           'warped', 'garbage_pool', 'with_garbage_class', 'random_kind', 'inverted_garbage', 'epoch_garbage',
+           'train_with_garbage', 'log_probabilities', 'in_distribution', 'ood_score', 'separation', 'threshold_area',
+           'margins', 'behaviour', 'evaluate_ood', 'baseline_scores']
 
 # %% ../nbs/09_ood.ipynb #40d02b33
 import copy
@@ -123,13 +123,15 @@ def _shuffled_tiles(x: Tensor, k: int, rng: torch.Generator) -> Tensor:
     h, w = math.ceil(height / k), math.ceil(width / k)
     cut = F.pad(x, (0, w * k - width, 0, h * k - height)).unfold(2, h, h).unfold(3, w, w).reshape(n, channels, k * k, h, w)
     order = torch.rand(n, k * k, generator=rng, device=rng.device).argsort(1)
+    order = torch.where(order[:, :1] == 0, order.roll(1, 1), order)  # the first tile never stays, so none is a real image
     cut = cut.gather(2, order[:, None, :, None, None].expand_as(cut)).view(n, channels, k, k, h, w)
     return cut.permute(0, 1, 2, 4, 3, 5).reshape(n, channels, k * h, k * w)[..., :height, :width]
 
 # %% ../nbs/09_ood.ipynb #8fe3cce0
 def mixed(n: int, images: Tensor, rng: torch.Generator) -> Tensor:
     "Two training images, one of them mirrored, through a smooth mask, as their maximum or as their difference."
-    x, y = _some(n, images, rng), _some(n, images, rng).flip(3)
+    x, others = _some(n, images, rng), _some(4 * n, images, rng).flip(3).unflatten(0, (4, n))
+    y = others[(others - x).square().mean((2, 3, 4)).argmax(0), torch.arange(n, device=rng.device)]  # alike they would make a real image
     mask = torch.sigmoid(8 * smooth_fields(n, (1, *images.shape[2:]), rng))
     how = torch.randint(3, (n, 1, 1, 1), generator=rng, device=rng.device)
     return torch.where(how == 0, x * mask + y * (1 - mask), torch.where(how == 1, torch.maximum(x, y), (x - y).abs()))
@@ -180,29 +182,35 @@ def with_garbage_class(
     return grown
 
 # %% ../nbs/09_ood.ipynb #ad32b9d9
+def random_kind(rng: torch.Generator) -> dict:
+    "Settings of an `Inverter`, drawn at random."
+    gamma, gamma_pix, smooth, brightness = torch.rand(4, generator=rng, device=rng.device).tolist()
+    return {"weights": InversionWeights(gamma=16 * gamma, gamma_pix=10 * gamma_pix), "smooth": int(4 * smooth), "brightness": 0.02 + 0.3 * brightness**2}
+
+# %% ../nbs/09_ood.ipynb #6e6689ce
 def inverted_garbage(
     model: nn.Module,             # N + 1 logits, garbage last
     shape: tuple[int, int, int],  # C, H, W
     n: int,                       # images
     rng: torch.Generator,
+    *,
     steps: int = 70,
+    varied: bool = True,          # a generator of random kind, seen at three ages; else the usual one, at the end
 ) -> Tensor:                      # [n, C, H, W] uint8
-    "Images from a fresh small generator of random kind, trained to have `model` take them for its real classes."
+    "Images from a fresh small generator, trained to have `model` take them for its real classes."
     frozen = FrozenClassifier(model, shape=shape, device=rng.device)
-    amount = torch.rand(4, generator=rng, device=rng.device).tolist()
-    weights = InversionWeights(gamma=16 * amount[0], gamma_pix=10 * amount[1])
-    inverter = Inverter(frozen, weights=weights, width=32, batch_size=64, smooth=int(4 * amount[2]), brightness=0.02 + 0.3 * amount[3] ** 2,
-                        classes=list(range(frozen.n_classes - 1)), seed=int(torch.randint(2**20, (), generator=rng, device=rng.device)))
-    parts = []
-    for share in (1 / 7, 2 / 7, 4 / 7):
+    inverter = Inverter(frozen, width=32, batch_size=64, classes=list(range(frozen.n_classes - 1)), **(random_kind(rng) if varied else {}),
+                        seed=int(torch.randint(2**20, (), generator=rng, device=rng.device)))
+    ages, parts = (1 / 7, 2 / 7, 4 / 7) if varied else (1,), []
+    for share in ages:
         inverter.fit(max(1, round(share * steps)), progress=False)
-        parts.append(inverter.sample(math.ceil(n / 3)).images)
+        parts.append(inverter.sample(math.ceil(n / len(ages))).images)
     return (torch.cat(parts)[:n] * 255).round().byte()
 
-# %% ../nbs/09_ood.ipynb #2edd5699
+# %% ../nbs/09_ood.ipynb #3b7a1f32
 RECIPES = ("diverse", "paper")
 
-# %% ../nbs/09_ood.ipynb #3b7a1f32
+# %% ../nbs/09_ood.ipynb #d2704c55
 def epoch_garbage(
     recipe: str,            # "diverse" or "paper"
     n: int,                 # images
@@ -218,7 +226,7 @@ def epoch_garbage(
     chosen = found[torch.randperm(len(found), generator=rng, device=rng.device)[: n // 4]]
     return torch.cat([chosen, garbage_pool(n - len(chosen), images, rng, families)])
 
-# %% ../nbs/09_ood.ipynb #c13c8a73
+# %% ../nbs/09_ood.ipynb #17519612
 class _Trainer:
     "The network, its average, its optimizer, and what inversion has found; `fit` trains."
     def __init__(self, data: ImageData, network: nn.Module, rng: torch.Generator, run: dict, amp: str | None):
@@ -254,7 +262,7 @@ class _Trainer:
         self.averaged.update_parameters(self.network)
         return loss.detach()
 
-# %% ../nbs/09_ood.ipynb #17519612
+# %% ../nbs/09_ood.ipynb #761a6229
 @patch
 def fit(self: _Trainer, path: Path | None, progress: bool) -> None:
     "All epochs that are left, with a checkpoint after each where there is a `path`."
@@ -266,14 +274,15 @@ def fit(self: _Trainer, path: Path | None, progress: bool) -> None:
         self.draw_garbage()
         loss, trained = self.epoch(), time.perf_counter()
         if self.run["inverted"] and epoch + 1 < epochs:
-            new = inverted_garbage(self.averaged.module, tuple(self.images.shape[1:]), self.run["inverted"], self.rng)
+            shape, varied = tuple(self.images.shape[1:]), self.run["recipe"] == "diverse"
+            new = inverted_garbage(self.averaged.module, shape, self.run["inverted"], self.rng, varied=varied)
             self.found = torch.cat([self.found, new])
         self.history.append({"epoch": epoch + 1, "loss": loss, "garbage": len(self.garbage), "inverted": len(self.found),
                              "seconds": trained - start, "seconds of generators": time.perf_counter() - trained})
         bar.set_postfix(loss=f"{loss:.3f}")
         if path: self.save(path)
 
-# %% ../nbs/09_ood.ipynb #10ab6de4
+# %% ../nbs/09_ood.ipynb #0742a186
 @patch
 def save(self: _Trainer, path: Path) -> None:
     "Write a checkpoint, atomically."
@@ -285,7 +294,7 @@ def save(self: _Trainer, path: Path) -> None:
     meta = {"groups": optimizer["param_groups"], "schedule": self.schedule.state_dict(), "history": self.history, "run": self.run}
     save_tensors(path, tensors, meta)
 
-# %% ../nbs/09_ood.ipynb #0742a186
+# %% ../nbs/09_ood.ipynb #b97cecbf
 @patch
 def load(self: _Trainer, path: Path) -> None:
     "Take over a checkpoint; a `ValueError` for a damaged one, or one of another run."
@@ -301,7 +310,7 @@ def load(self: _Trainer, path: Path) -> None:
     self.rng.set_state(tensors["rng"].cpu())
     torch.set_rng_state(tensors["dropout"].cpu())
 
-# %% ../nbs/09_ood.ipynb #d549b36c
+# %% ../nbs/09_ood.ipynb #a9ccfa9a
 def train_with_garbage(
     data: ImageData,
     *,
@@ -340,7 +349,7 @@ def train_with_garbage(
     hardened.history, hardened.garbage = pd.DataFrame(trainer.history), trainer.garbage
     return hardened
 
-# %% ../nbs/09_ood.ipynb #6f7fd41c
+# %% ../nbs/09_ood.ipynb #7b43deea
 @torch.no_grad()
 def log_probabilities(
     model: nn.Module,
@@ -352,7 +361,7 @@ def log_probabilities(
     batches = (to_float(part.to(device)) if part.dtype == torch.uint8 else part.to(device) for part in images.split(batch_size))
     return torch.cat([model(batch).double().log_softmax(1).cpu() for batch in batches])
 
-# %% ../nbs/09_ood.ipynb #7b43deea
+# %% ../nbs/09_ood.ipynb #e51f0cc3
 def in_distribution(
     log_probs: Tensor,          # [n, M] from `log_probabilities`
     n_classes: int,             # N; the garbage class, where there is one, is the last of M = N + 1
@@ -367,7 +376,7 @@ def in_distribution(
     best = real.max(1, keepdim=True)
     return best.values[:, 0] - log_probs.scatter(1, best.indices, -torch.inf).logsumexp(1)
 
-# %% ../nbs/09_ood.ipynb #e51f0cc3
+# %% ../nbs/09_ood.ipynb #6aeb2b8f
 def ood_score(
     model: nn.Module,          # from `train_with_garbage`, or an ordinary classifier
     images: Tensor,            # [n, C, H, W] uint8, or float in [0, 1]
@@ -379,7 +388,7 @@ def ood_score(
     log_probs = log_probabilities(model, images)
     return in_distribution(log_probs, log_probs.shape[1] - hasattr(model, "garbage") if n_classes is None else n_classes, kind)
 
-# %% ../nbs/09_ood.ipynb #6b7cd729
+# %% ../nbs/09_ood.ipynb #99c07353
 def separation(
     inside: Tensor,   # [n] scores of in-distribution images, higher is more in-distribution
     outside: Tensor,  # [m] scores of OOD images
@@ -392,7 +401,7 @@ def separation(
     return {"AUROC": roc_auc_score(truth, scores), "AUPR-in": average_precision_score(truth, scores),
             "AUPR-out": average_precision_score(1 - truth, -scores), "FPR95": above(inside.quantile(0.05)), "FPR100": above(inside.min())}
 
-# %% ../nbs/09_ood.ipynb #99c07353
+# %% ../nbs/09_ood.ipynb #a8ea84c7
 def threshold_area(
     inside: Tensor,   # [n] probabilities in [0, 1]
     outside: Tensor,  # [m] the same
@@ -400,7 +409,7 @@ def threshold_area(
     "AUTC: mean of the areas under the false positive and the false negative rate over all thresholds."
     return (outside.mean() + (1 - inside).mean()).item() / 2  # the area under a rate is the mean distance from its end
 
-# %% ../nbs/09_ood.ipynb #4d9ee4f3
+# %% ../nbs/09_ood.ipynb #4428669e
 def margins(
     inside: Tensor,   # [n] probabilities of in-distribution images
     outside: Tensor,  # [m] probabilities of the OOD images that are not called garbage; may be empty
@@ -409,32 +418,50 @@ def margins(
     if not len(outside): return {"margin": 1.0, "margin 1%": 1.0}
     return {"margin": (inside.min() - outside.max()).item(), "margin 1%": (inside.quantile(0.01) - outside.quantile(0.99)).item()}
 
-# %% ../nbs/09_ood.ipynb #4428669e
+# %% ../nbs/09_ood.ipynb #d18460ab
+def behaviour(
+    log_probs: Tensor,  # [n, M] of in-distribution images
+    labels: Tensor,     # [n] int64
+    n_classes: int,     # N; the garbage class, where there is one, is the last of M = N + 1
+) -> dict[str, float]:  # each in [0, 1]
+    "What a classifier does with in-distribution images: accuracy, share sent to garbage, ECE over 15 bins."
+    mend_torchvision()
+    from torchmetrics.functional.classification import multiclass_calibration_error
+
+    answers = log_probs.argmax(1)
+    return {"accuracy": (answers == labels).double().mean().item(), "in-distribution to garbage": (answers == n_classes).double().mean().item(),
+            "ECE": multiclass_calibration_error(log_probs.exp(), labels, num_classes=log_probs.shape[1], n_bins=15).item()}
+
+# %% ../nbs/09_ood.ipynb #146ce4c5
 def evaluate_ood(
     model: nn.Module,          # from `train_with_garbage`, or an ordinary classifier
     data: ImageData,           # its test images are in-distribution
     ood: dict[str, Tensor],    # name: [m, C, H, W] uint8, or float in [0, 1]
     *,
     kind: str = "confidence",  # see `in_distribution`
-):                             # pandas.DataFrame, a row a set
+    kept_only: bool = False,   # separation without the images, of either side, that are called garbage
+):                             # pandas.DataFrame, a row a set; NaN where no image is left
     "Every measure of this chapter, for each set of OOD images."
     import pandas as pd
 
-    n_classes, labels = len(data.classes), data.test.labels.cpu()
+    n_classes = len(data.classes)
+    view = lambda log_probs: (in_distribution(log_probs, n_classes, kind), log_probs.argmax(1) == n_classes)
     real = log_probabilities(model, data.test.images)
-    has_garbage, answers, inside = real.shape[1] > n_classes, real.argmax(1), in_distribution(real, n_classes, kind)
-    common = {"accuracy": (answers == labels).double().mean().item(), "in-distribution to garbage": (answers == n_classes).double().mean().item()}
+    inside, rejected = view(real)
+    if kept_only: inside = inside[~rejected]
+    common = behaviour(real, data.test.labels.cpu(), n_classes)
 
     def row(images: Tensor) -> dict[str, float]:
-        foreign = log_probabilities(model, images)
-        outside, called = in_distribution(foreign, n_classes, kind), foreign.argmax(1) == n_classes
-        return {**separation(inside, outside), "AUTC": threshold_area(inside.sigmoid(), outside.sigmoid()),
-                "to garbage": called.double().mean().item() if has_garbage else float("nan"),
-                **margins(inside.sigmoid(), outside[~called].sigmoid()), **common}
+        outside, called = view(log_probabilities(model, images))
+        kept = outside[~called]
+        if kept_only: outside = kept
+        apart = {**separation(inside, outside), "AUTC": threshold_area(inside.sigmoid(), outside.sigmoid())} if len(inside) and len(outside) else {}
+        return {**apart, "to garbage": called.double().mean().item() if real.shape[1] > n_classes else float("nan"),
+                **margins(inside.sigmoid(), kept.sigmoid()), **common}
 
     return pd.DataFrame({name: row(images) for name, images in ood.items()}).T
 
-# %% ../nbs/09_ood.ipynb #d18460ab
+# %% ../nbs/09_ood.ipynb #622a5145
 def baseline_scores(
     model: nn.Module,          # an ordinary classifier, N logits
     data: ImageData,           # its training images fit the detectors

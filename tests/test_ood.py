@@ -91,10 +91,10 @@ def test_a_killed_training_goes_on_to_the_same_end(digits, tmp_path, monkeypatch
     whole = train_with_garbage(digits, **settings)
     real, calls = ood.inverted_garbage, []
 
-    def killed(*given):
+    def killed(*given, **named):
         calls.append(given)
         if len(calls) == 2: raise KeyboardInterrupt
-        return real(*given)
+        return real(*given, **named)
 
     monkeypatch.setattr(ood, "inverted_garbage", killed)
     with pytest.raises(KeyboardInterrupt): train_with_garbage(digits, checkpoint_dir=tmp_path, **settings)
