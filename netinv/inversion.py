@@ -157,6 +157,7 @@ class Inverter:
         lr: float = 1e-2,                           # step size of Adam
         averaging: float = 0.9,                     # decay of the running mean of the weights, which draws samples; 0 for none
         objective: Callable[..., dict[str, Tensor]] = inversion_terms,  # images, condition, outputs -> named terms
+        perturb: Callable[[Tensor, torch.Generator], Tensor] | None = None,  # images [B, C, H, W] -> what the classifier sees instead, in training
         classes: list[int] | None = None,           # labels to ask for; None for all that can be reached
         seed: int = 0,                              # repeats the run on the same machine
         device: str = "auto",                       # for a plain module
@@ -167,7 +168,7 @@ class Inverter:
         self.device, self.amp = self.classifier.device, pick_amp(amp, self.classifier.device)
         if batch_size < 2: raise ValueError(f"batch_size is {batch_size}: variety needs at least 2 images in a batch")
         if n_generators < 1: raise ValueError(f"n_generators is {n_generators}: expected 1 or more")
-        self.weights, self.objective, self.batch_size = weights or InversionWeights(), objective, batch_size
+        self.weights, self.objective, self.perturb, self.batch_size = weights or InversionWeights(), objective, perturb, batch_size
         self.config = dict(conditioning=conditioning, n_generators=n_generators, temperature=temperature,
                            batch_size=batch_size, lr=lr, averaging=averaging, classes=classes, seed=seed, **sizes)
         self.conditioning = make_conditioning(
@@ -239,12 +240,13 @@ def train_step(self: Inverter) -> None:
     "Draw, classify, weigh, descend; the step's numbers go to the log."
     with torch.autocast(self.device.type, self.amp, enabled=self.amp is not None):
         images, condition = self.draw()
-        flat = self.classifier(images.flatten(0, 1).contiguous(memory_format=torch.channels_last))
+        seen = images if self.perturb is None else torch.stack([self.perturb(x, rng) for x, rng in zip(images, self.rngs)])
+        flat = self.classifier(seen.flatten(0, 1).contiguous(memory_format=torch.channels_last))
     out = ClassifierOutput(*(part.unflatten(0, images.shape[:2]) for part in flat))
     terms = self.objective(images, condition, out)
     total = weigh(terms, self.weights.by_term())
     self.optimizer.zero_grad()
-    (len(self.generators) * total).backward()
+    (len(self.generators) * total).backward(inputs=list(self.generators.parameters()))  # an objective may differentiate by the classifier's weights
     self.optimizer.step()
     self.averaged.update_parameters(self.generators)
     self.step, self.seconds = self.step + 1, time.perf_counter() - self.began

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from netinv.losses import ce_loss, cosine_loss, kl_loss, ortho_loss, unit_rows
+from netinv.losses import ce_loss, cosine_loss, gradient_norm_loss, kl_loss, ortho_loss, pixel_loss, unit_rows, variation_loss
 
 quick = settings(max_examples=60, deadline=None)
 entry = st.floats(-4, 4, allow_nan=False, width=64)
@@ -281,3 +281,32 @@ def test_on_cuda_under_autocast():
             values = torch.stack([term(x.cuda()) for term in terms])
         assert values.dtype == torch.float32
         torch.testing.assert_close(values.cpu().double(), exact, rtol=1e-5, atol=1e-6)
+
+
+def test_variation_loss_against_a_loop() -> None:
+    x = draw(2, 3, 4, 5)
+    down = [(x[b, c, h + 1, w] - x[b, c, h, w]) ** 2 for b in range(2) for c in range(3) for h in range(3) for w in range(5)]
+    across = [(x[b, c, h, w + 1] - x[b, c, h, w]) ** 2 for b in range(2) for c in range(3) for h in range(4) for w in range(4)]
+    assert variation_loss(x).item() == pytest.approx(float(sum(down) / len(down) + sum(across) / len(across)), abs=1e-12)
+
+
+@quick
+@given(arrays(np.float64, (2, 1, 3, 3), elements=entry))
+def test_pixel_loss_counts_what_is_out_of_range(x) -> None:
+    by_loop = sum(max(0.0, -v) + max(0.0, v - 1) for v in x.flat) / x.size
+    assert pixel_loss(torch.tensor(x)).item() == pytest.approx(by_loop, abs=1e-12)
+    assert pixel_loss(torch.tensor(x).clamp(0, 1)).item() == 0
+
+
+def test_gradient_norm_loss_and_its_gradient() -> None:
+    net = torch.nn.Sequential(torch.nn.Linear(5, 7), torch.nn.Softplus(), torch.nn.Linear(7, 3)).double()
+    x, labels = draw(4, 5, seed=1).requires_grad_(), torch.tensor([0, 1, 2, 0])
+    norm = lambda x: gradient_norm_loss(ce_loss(net(x), labels), net.parameters())
+    net.zero_grad()
+    ce_loss(net(x), labels).backward()
+    assert norm(x).item() == pytest.approx(sum(p.grad.square().sum().item() for p in net.parameters()), rel=1e-12)
+    assert torch.autograd.gradcheck(norm, x)
+    net[0].requires_grad_(False)
+    assert norm(x).item() == pytest.approx(sum(p.grad.square().sum().item() for p in net[2].parameters()), rel=1e-12)
+    net.requires_grad_(False)
+    with pytest.raises(ValueError, match=r"call requires_grad_\(\) on them"): norm(x)
