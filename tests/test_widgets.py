@@ -2,6 +2,7 @@
 import asyncio
 import threading
 from collections.abc import Callable, Iterator
+from dataclasses import fields
 
 import pytest
 import torch
@@ -11,7 +12,8 @@ from torch import nn
 from netinv.classifier import FrozenClassifier
 from netinv.data import load_data
 from netinv.inversion import InversionWeights, Inverter
-from netinv.widgets import InversionStudio, OODExplorer, nearest_image, replace_in_cell
+from netinv.reconstruction import Perturbation, ReconstructionWeights
+from netinv.widgets import InversionStudio, OODExplorer, ReconstructionStudio, nearest_image, replace_in_cell
 
 
 @pytest.fixture
@@ -173,3 +175,27 @@ def test_the_explorer_counts_what_its_threshold_does() -> None:
         assert explorer.grids[0].names == [f"digits: {int((inside < threshold).sum()):,} wrong"]
         assert explorer.grids[1].names == [f"noise: {int((outside >= threshold).sum()):,} wrong"]
     explorer.close()
+
+
+@pytest.fixture
+def rebuilt(classifier: FrozenClassifier) -> Iterator[ReconstructionStudio]:
+    studio = ReconstructionStudio(classifier, batch_size=16, width=16, latent_dim=8)
+    yield studio
+    studio.close()
+
+
+def test_every_term_of_a_reconstruction_has_a_slider(rebuilt: ReconstructionStudio) -> None:
+    names = set(rebuilt.controls.controls)
+    assert {f.name for f in fields(ReconstructionWeights)} | {f.name for f in fields(Perturbation)} <= names
+    live(rebuilt, lambda: setattr(rebuilt.controls.controls["eta_grad"], "value", 0.5))
+    history = rebuilt.inverter.history
+    assert history.grad.iloc[0] == 0 and history.grad.iloc[-1] > 0 and not workers()
+
+
+def test_a_reset_reconstruction_still_has_its_traces(rebuilt: ReconstructionStudio) -> None:
+    rebuilt.inverter.fit(2, progress=False)
+    rebuilt.reset_button.click()
+    rebuilt.inverter.fit(2, progress=False)
+    assert (rebuilt.inverter.history.span > 0).all()
+    rebuilt.undo_button.click()
+    assert rebuilt.inverter.step == 2 and (rebuilt.inverter.fit(1, progress=False).span > 0).all()

@@ -1,0 +1,243 @@
+"Reconstruction: what the attacker may see, each term against a computation of its own, and whether a planted leak is found."
+import inspect
+import math
+from dataclasses import fields, replace
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from netinv.classifier import CNN, FrozenClassifier, train_classifier
+from netinv.data import ImageData, Split, load_data, to_float
+from netinv.inversion import Samples
+from netinv.losses import ce_loss
+from netinv.reconstruction import (InputTap, Perturbation, ReconstructionObjective, ReconstructionWeights, best_of, bn_loss, class_cosine_loss, closer_to,
+                                   frechet_distance, leading_directions, nearest, reconstruct, reconstruction_inverter, reconstruction_report,
+                                   remembering_layers, side_by_side, span_share, split_off)
+
+QUIET = {"progress": False, "amp": "off"}
+SMALL = {"width": 16, "latent_dim": 8, "batch_size": 24}
+
+
+@pytest.fixture(scope="module")
+def digits() -> ImageData:
+    data = load_data("digits", device="cpu")
+    known, _ = split_off(data.train, 300)
+    return replace(data, train=known)
+
+
+@pytest.fixture(scope="module")
+def unseen() -> Split:
+    return split_off(load_data("digits", device="cpu").train, 300)[1]
+
+
+@pytest.fixture(scope="module")
+def frozen(digits: ImageData) -> FrozenClassifier:
+    return FrozenClassifier(train_classifier(digits, epochs=30, device="cpu", progress=False), shape=digits.shape, device="cpu")
+
+
+def perceptron(n_in: int = 784, n_classes: int = 10) -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Flatten(), nn.Linear(n_in, 40), nn.ReLU(), nn.Linear(40, 20), nn.ReLU(), nn.Linear(20, n_classes))
+
+
+def test_no_training_image_can_reach_the_attacker() -> None:
+    for function in (reconstruct, reconstruction_inverter):
+        kinds = [str(p.annotation) for p in inspect.signature(function).parameters.values()]
+        assert not any(kind in text for text in kinds for kind in ("ImageData", "Split", "Tensor"))
+    for f in fields(ReconstructionWeights) + fields(Perturbation): assert f.type in (float, "float")
+
+
+def test_the_same_weights_give_the_same_images_whatever_data_is_around(frozen: FrozenClassifier, digits: ImageData) -> None:
+    model = CNN(digits.shape, 10).eval()
+    model.load_state_dict(frozen.model.state_dict())
+    one, other = (reconstruct(c, shape=digits.shape, device="cpu", steps=3, n=20, **QUIET, **SMALL) for c in (frozen, model))
+    assert torch.equal(one.images, other.images)
+
+
+@pytest.mark.parametrize("recipe", ["prior", "paper"])
+def test_reconstruct_gives_all_classes_and_lets_the_classifier_alone(frozen: FrozenClassifier, recipe: str) -> None:
+    hooks = lambda: [len(m._forward_pre_hooks) for m in frozen.model.modules()]
+    before, weights = hooks(), {name: t.clone() for name, t in frozen.model.state_dict().items()}
+    found = reconstruct(frozen, recipe=recipe, steps=4, n=40, **QUIET, **SMALL)
+    assert torch.bincount(found.labels).tolist() == [4] * 10 and 0 <= found.images.min() and found.images.max() <= 1
+    assert hooks() == before and all(torch.equal(t, weights[name]) for name, t in frozen.model.state_dict().items())
+    assert all(p.grad is None and not p.requires_grad for p in frozen.model.parameters())
+
+
+def test_unknown_recipe(frozen: FrozenClassifier) -> None:
+    with pytest.raises(ValueError, match="'papper' is unknown: expected one of prior, paper"): reconstruct(frozen, recipe="papper")
+
+
+@pytest.mark.parametrize("model", [perceptron(), nn.Sequential(nn.Conv2d(1, 6, 5, 3), nn.ReLU(), nn.Flatten(), nn.Linear(384, 10)),
+                                   nn.Sequential(nn.Conv2d(1, 10, 5, 3), nn.BatchNorm2d(10), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())])
+def test_any_architecture(model: nn.Module) -> None:
+    found = reconstruct(model.eval(), shape=(1, 28, 28), device="cpu", steps=3, n=10, weights=ReconstructionWeights(eta_grad=0.1), **QUIET, **SMALL)
+    assert found.images.isfinite().all()
+
+
+def test_a_killed_run_goes_on_to_the_same_end(frozen: FrozenClassifier, tmp_path) -> None:
+    wanted = {"n": 20, **QUIET, **SMALL}
+    whole = reconstruct(frozen, steps=30, **wanted)
+    reconstruct(frozen, steps=20, checkpoint_dir=tmp_path, **wanted)
+    resumed = reconstruct(frozen, steps=30, checkpoint_dir=tmp_path, resume=True, **wanted)
+    assert torch.equal(whole.images, resumed.images)
+
+
+@given(st.floats(0, 0.3), st.integers(0, 2**20))
+@settings(max_examples=20, deadline=None)
+def test_noise_stays_within_epsilon(epsilon: float, seed: int) -> None:
+    images = torch.full((3, 2, 9, 8), 0.5)
+    moved = Perturbation(epsilon, 0, 0, 0)(images, torch.Generator().manual_seed(seed))
+    assert (moved - images).abs().max() <= epsilon + 1e-6
+
+
+def test_perturbations_are_repeatable_and_carry_gradients() -> None:
+    images = torch.rand(4, 1, 12, 12, requires_grad=True)
+    one, other = (Perturbation()(images, torch.Generator().manual_seed(5)) for _ in range(2))
+    assert torch.equal(one, other) and not torch.equal(one[0], images[0])
+    assert torch.autograd.grad(one.sum(), images)[0].abs().sum() > 0
+
+
+def test_a_shift_moves_by_no_more_than_asked() -> None:
+    dot = torch.zeros(200, 1, 21, 21)
+    dot[:, :, 10, 10] = 1
+    moved = Perturbation(0, 2 / 21, 0, 0)(dot, torch.Generator().manual_seed(0))
+    at = torch.arange(21.0)
+    rows, columns = (moved.sum(axis)[:, 0] @ at / moved.sum((1, 2, 3)) for axis in (3, 2))
+    assert 1.5 < (rows - 10).abs().max() <= 2.01 and 1.5 < (columns - 10).abs().max() <= 2.01
+
+
+def test_bn_loss_against_a_loop() -> None:
+    x = torch.randn(2, 6, 3, 4, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    mean, var = torch.tensor([0.1, 0.2, -0.3]).double(), torch.tensor([0.5, 1.0, 2.0]).double()
+    total = 0.0
+    for k in range(2):
+        for c in range(3):
+            values = x[k, :, c].flatten().tolist()
+            m = sum(values) / len(values)
+            sd = math.sqrt(sum((v - m) ** 2 for v in values) / len(values))
+            total += ((m - mean[c].item()) ** 2 + (sd - math.sqrt(var[c].item())) ** 2) / (var[c].item() + 1e-5)
+    assert bn_loss(x, mean, var).item() == pytest.approx(total / 6, rel=1e-9)
+    flat = x[..., 0, 0]
+    assert bn_loss(flat, flat[:1].mean((0, 1)), flat[:1].var((0, 1), unbiased=False)).item() >= 0
+
+
+def test_bn_loss_has_a_finite_gradient_for_constant_channels() -> None:
+    x = torch.zeros(1, 4, 2, 3, 3, requires_grad=True)
+    bn_loss(x, torch.ones(2), torch.ones(2)).backward()
+    assert x.grad.isfinite().all()
+
+
+def test_span_share_by_projection() -> None:
+    weight = torch.randn(8, 30, generator=torch.Generator().manual_seed(0))
+    directions = leading_directions(weight, 2)
+    assert directions.shape == (6, 30)
+    torch.testing.assert_close(directions @ directions.T, torch.eye(6), atol=1e-5, rtol=0)
+    x = torch.randn(5, 30)
+    projector = directions.T @ directions
+    torch.testing.assert_close(span_share(x, directions), (x @ projector).square().sum(1) / x.square().sum(1))
+    assert (span_share(torch.zeros(2, 30), directions) == 0).all()
+
+
+def test_training_images_lie_in_the_span_of_the_updates(frozen: FrozenClassifier, digits: ImageData) -> None:
+    _, linear = remembering_layers(frozen.model)
+    tap = InputTap(linear)
+    def share(images: Tensor) -> float:
+        frozen(images)
+        return span_share(tap.take()[0], leading_directions(linear[0].weight, 10)).mean().item()
+    real, noise = to_float(digits.train.images), torch.rand(300, *digits.shape, generator=torch.Generator().manual_seed(0))
+    shuffled = real.flatten(2)[:, :, torch.randperm(784, generator=torch.Generator().manual_seed(0))].view_as(real)
+    assert share(real) > 1.2 * max(share(noise), share(shuffled))
+    tap.close()
+    frozen(noise)
+    assert tap.take() == [None]
+
+
+def test_the_head_is_left_out_where_there_is_another_layer() -> None:
+    norms, linear = remembering_layers(CNN((1, 28, 28), 10))
+    assert len(norms) == 3 and [layer.out_features for layer in linear] == [128]
+    assert remembering_layers(nn.Sequential(nn.Flatten(), nn.Linear(4, 2)))[1][0].out_features == 2
+    assert remembering_layers(nn.BatchNorm2d(3, track_running_stats=False)) == ([], [])
+
+
+def test_class_cosine_against_a_loop() -> None:
+    images, labels = torch.rand(2, 5, 1, 3, 3, dtype=torch.float64), torch.tensor([[0, 1, 0, 1, 2], [3, 3, 3, 0, 1]])
+    pairs = [torch.cosine_similarity(images[k, i].flatten(), images[k, j].flatten(), dim=0).item()
+             for k in range(2) for i in range(5) for j in range(5) if i != j and labels[k, i] == labels[k, j]]
+    assert class_cosine_loss(images, labels).item() == pytest.approx(sum(pairs) / len(pairs), rel=1e-9)
+
+
+def test_terms_without_weight_are_zero_and_the_others_are_what_they_say(frozen: FrozenClassifier) -> None:
+    inverter = reconstruction_inverter(frozen, weights=ReconstructionWeights.paper(), perturb=Perturbation(0, 0, 0, 0), **{"amp": "off"} | SMALL)
+    inverter.fit(1, progress=False)
+    first = inverter.history.iloc[0]
+    assert first.kl == pytest.approx(first.kl_pert, rel=1e-4) and first.ce == pytest.approx(first.ce_pert, rel=1e-4)  # nothing was perturbed
+    assert first.bn == first.span == first.cosine_class == first.pix == 0 and min(first.grad, first["var"], first.cosine, first.ortho) > 0
+    inverter.objective.close()
+
+
+def test_the_gradient_norm_is_that_of_the_weights(frozen: FrozenClassifier) -> None:
+    objective = ReconstructionObjective(frozen, ReconstructionWeights(), "off")
+    images, labels = torch.rand(2, 4, *frozen.shape, requires_grad=True), torch.randint(10, (2, 4))
+    found = objective.gradient_norm(images, labels)
+    model = CNN(frozen.shape, 10).eval()
+    model.load_state_dict(frozen.model.state_dict())
+    def squared(k: int) -> float:
+        model.zero_grad()
+        ce_loss(model(images[k].detach()), labels[k]).backward()
+        return sum(p.grad.square().sum().item() for p in model.parameters())
+    assert found.item() == pytest.approx((squared(0) + squared(1)) / 2, rel=1e-4)
+    assert torch.autograd.grad(found, images)[0].abs().sum() > 0 and not any(p.requires_grad for p in frozen.model.parameters())
+    objective.close()
+
+
+@given(st.lists(st.tuples(st.integers(0, 3), st.floats(-9, 9)), min_size=4, max_size=40), st.integers(1, 40))
+@settings(max_examples=60, deadline=None)
+def test_best_of_takes_the_best_of_each_class_in_turn(pairs: list[tuple[int, float]], n: int) -> None:
+    labels, scores = torch.tensor([k for k, _ in pairs]), torch.tensor([s for _, s in pairs], dtype=torch.float64)
+    rows = torch.arange(len(pairs))
+    kept = best_of(Samples(rows[:, None, None, None].float(), labels, rows[:, None], rows[:, None], rows), scores, n)
+    assert len(kept) == min(n, len(pairs)) == len(set(kept.generator.tolist()))
+    counts, there = torch.bincount(kept.labels, minlength=4), torch.bincount(labels, minlength=4)
+    assert all(c == t or c >= counts.max() - 1 for c, t in zip(counts, there))
+    for k in range(4):
+        chosen, all_of_class = scores[kept.generator[kept.labels == k]], scores[labels == k].sort(descending=True).values
+        assert torch.equal(chosen.sort(descending=True).values, all_of_class[: len(chosen)])
+
+
+def test_nearest_finds_a_copy_in_noise() -> None:
+    others = torch.rand(50, 1, 16, 16, generator=torch.Generator().manual_seed(0))
+    index, ssim, psnr = nearest((others[[7, 31]] + 0.01).clamp(0, 1), others)
+    assert index.tolist() == [7, 31] and ssim.min() > 0.99 and psnr.min() > 39
+
+
+def test_frechet_distance_in_closed_form() -> None:
+    a = torch.tensor([[-1.0, 0], [1, 0], [0, -2], [0, 2]]).double()
+    assert frechet_distance(a, a + torch.tensor([3.0, 4])) == pytest.approx(25)
+    sd = a.var(0).sqrt()
+    assert frechet_distance(a, 2 * a) == pytest.approx(sd.square().sum().item())
+    assert frechet_distance(a, a) == pytest.approx(0, abs=1e-9)
+
+
+def test_a_planted_leak_is_found_and_none_where_there_is_none(digits: ImageData, unseen: Split, frozen: FrozenClassifier) -> None:
+    train, n = digits.train, 120
+    noise = 0.05 * torch.randn(n, *digits.shape, generator=torch.Generator().manual_seed(0))
+    copies = Samples((to_float(train.images[:n]) + noise).clamp(0, 1), train.labels[:n], *[torch.zeros(n, 1)] * 2, torch.zeros(n))
+    report = reconstruction_report(copies, train, unseen, judge=frozen)
+    assert report.samples["closer to training, pixels: AUC"] > 0.95 and report.samples["closer to training, pixels: p"] < 1e-6
+    assert 0.3 < report.real["closer to training, pixels: AUC"] < 0.7 and report.real["closer to training, pixels: p"] > 1e-3
+    assert report.samples["spread within classes / real"] == pytest.approx(1, abs=0.1) and report.notna().all().all()
+
+
+def test_a_report_needs_enough_images(digits: ImageData, unseen: Split, frozen: FrozenClassifier) -> None:
+    few = split_off(digits.train, 10)[0]
+    with pytest.raises(ValueError, match="10 training and .* too few for a report: give 20 and 40"): reconstruction_report(None, few, unseen, judge=frozen)
+    with pytest.raises(ValueError, match="expected 'best' or 'typical'"): side_by_side(None, few, unseen, which="worst")
+
+
+def test_closer_to_is_fair_to_ties() -> None:
+    x = torch.rand(30)
+    assert closer_to(x, x) == (0.5, 1.0)
