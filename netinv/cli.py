@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['EXPONENTIAL', 'UsageError', 'RunFailed', 'notebooks', 'find_notebook', 'describe', 'notebook_parameters',
            'parse_value', 'check_parameters', 'find_profile', 'load_profile', 'run_folder', 'report_folder',
-           'this_python', 'pick_kernel', 'execute_notebook', 'run_notebook', 'list_notebooks', 'load_factory',
-           'build_model', 'normaliser', 'print_classes', 'build_parser', 'main']
+           'this_python', 'pick_kernel', 'execute_notebook', 'run_notebook', 'run_tasks', 'list_notebooks',
+           'load_factory', 'build_model', 'normaliser', 'print_classes', 'build_parser', 'main']
 
 # %% ../nbs/12_cli.ipynb #881cb870
 import argparse
@@ -326,6 +326,42 @@ def run_notebook(
     return folder
 
 # %% ../nbs/12_cli.ipynb #952fc509
+def run_tasks(
+    work: Callable[..., tuple[dict, dict[str, "Tensor"]]],  # takes the values of a task
+    tasks: list[tuple],
+    *,
+    folder: str | Path,    # results go to its folder `done`
+    settings: dict,        # whatever else they depend on; a kept result of other settings is made anew
+    resume: bool = True,   # look for kept results
+    jobs: int = 1,         # tasks at once on a CPU, each with its share of the threads
+) -> dict[tuple, tuple[dict, dict[str, "Tensor"]]]:  # by task
+    "All tasks, each done once."
+    from joblib import Parallel, delayed
+
+    from netinv.data import pick_device
+
+    if pick_device().type != "cpu": jobs = 1
+    done = Parallel(n_jobs=jobs)(delayed(_once)(work, task, Path(folder), settings, resume, jobs) for task in tasks)
+    return dict(zip(tasks, done))
+
+# %% ../nbs/12_cli.ipynb #764304b1
+def _once(work: Callable, task: tuple, folder: Path, settings: dict, resume: bool, jobs: int) -> tuple[dict, dict]:
+    "The kept result of a task, or that of doing it now."
+    import torch
+
+    from netinv.data import load_tensors, save_tensors
+
+    path = folder / "done" / ("-".join(map(str, (work.__name__, *task))) + ".safetensors")
+    if resume and path.exists():
+        tensors, meta = load_tensors(path)
+        if meta["settings"] == settings: return meta["found"], tensors
+    if jobs > 1: torch.set_num_threads(max(1, (os.cpu_count() or 1) // jobs))
+    found, tensors = work(*task)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save_tensors(path, tensors, {"settings": settings, "found": found})
+    return found, tensors
+
+# %% ../nbs/12_cli.ipynb #8627ae6e
 def list_notebooks(
     root: str | Path = ".",  # the folder that holds `nbs/`
 ) -> None:
@@ -338,7 +374,7 @@ def list_notebooks(
         settable = [f"{name}={default!r}" for name, default in notebook_parameters(path).items()]
         if settable: print(f"{'':{width}}  {' '.join(settable)}")
 
-# %% ../nbs/12_cli.ipynb #716a4313
+# %% ../nbs/12_cli.ipynb #61f09df7
 def load_factory(
     spec: str,  # "package.module:name"
 ) -> Callable[[], "nn.Module"]:
@@ -355,7 +391,7 @@ def load_factory(
         raise UsageError(f"{module_name} has no function {name}" + (f": did you mean {near[0]}?" if near else ""))
     return factory
 
-# %% ../nbs/12_cli.ipynb #a9fd01b2
+# %% ../nbs/12_cli.ipynb #a3a38fd0
 def build_model(
     spec: str,                          # "package.module:factory"
     weights: str | Path | None = None,  # .safetensors or a state dict from `torch.save`
@@ -375,7 +411,7 @@ def build_model(
     if weights: load_weights(model, weights)
     return model
 
-# %% ../nbs/12_cli.ipynb #385fd17a
+# %% ../nbs/12_cli.ipynb #57b9c0b4
 def normaliser(
     mean: tuple[float, ...] | None,  # one number, or one for each channel; 0 if None
     std: tuple[float, ...] | None,   # the same; 1 if None
@@ -392,7 +428,7 @@ def normaliser(
     if (std <= 0).any(): raise UsageError("--std must be above zero")
     return lambda images: (images - mean.to(images)) / std.to(images)
 
-# %% ../nbs/12_cli.ipynb #8869d084
+# %% ../nbs/12_cli.ipynb #01bfba19
 def print_classes(
     accuracy: list[float | None],  # of each class, in [0, 1]; None for an unreachable one
     unreachable: list[int],        # classes that no image can reach
@@ -408,18 +444,18 @@ def print_classes(
     if missed: print(f"below {wanted:.0%}: {_commas(missed)}")
     if unreachable: print(f"unreachable, whatever the image: {_commas(unreachable)}")
 
-# %% ../nbs/12_cli.ipynb #57b9c0b4
+# %% ../nbs/12_cli.ipynb #85d43d07
 def _commas(
     numbers: list[int],
 ) -> str:
     "The numbers in one line."
     return ", ".join(map(str, numbers))
 
-# %% ../nbs/12_cli.ipynb #01bfba19
+# %% ../nbs/12_cli.ipynb #417aa39e
 _TERMS = {"alpha": "KL loss", "beta": "CE loss", "gamma": "cosine loss", "delta": "orthogonality loss",
           "gamma_pix": "cosine loss of the images"}
 
-# %% ../nbs/12_cli.ipynb #85d43d07
+# %% ../nbs/12_cli.ipynb #d9d9575f
 def _inverter(
     args: argparse.Namespace,
 ) -> "Inverter":
@@ -442,7 +478,7 @@ def _inverter(
     except (ValueError, OSError) as e:
         raise UsageError(str(e)) from e
 
-# %% ../nbs/12_cli.ipynb #3fee0989
+# %% ../nbs/12_cli.ipynb #91038f75
 def _invert(
     args: argparse.Namespace,
 ) -> None:
@@ -458,23 +494,23 @@ def _invert(
     print_classes(numbers["inversion_accuracy_per_class"], numbers["unreachable"], args.until or 0.95)
     report_folder(folder)
 
-# %% ../nbs/12_cli.ipynb #417aa39e
+# %% ../nbs/12_cli.ipynb #5eda6f98
 def _list(args: argparse.Namespace) -> None:
     list_notebooks()
 
-# %% ../nbs/12_cli.ipynb #d9d9575f
+# %% ../nbs/12_cli.ipynb #0a364370
 def _run(args: argparse.Namespace) -> None:
     values = {name: parse_value(text) for name, text in args.parameters}
     report_folder(run_notebook(args.notebook, values, profile=args.profile, out=args.out, kernel=args.kernel))
 
-# %% ../nbs/12_cli.ipynb #14378173
+# %% ../nbs/12_cli.ipynb #49c9b0a5
 class _Parser(argparse.ArgumentParser):
     "A parser that complains in one sentence."
 
     def error(self, message: str) -> None:
         self.exit(2, f"netinv: {message} (see {self.prog} --help)\n")
 
-# %% ../nbs/12_cli.ipynb #5eda6f98
+# %% ../nbs/12_cli.ipynb #abd4afff
 def _numbers(
     text: str,  # "0.5" or "0.485,0.456,0.406"
 ) -> tuple[float, ...]:
@@ -484,7 +520,7 @@ def _numbers(
     except ValueError:
         raise argparse.ArgumentTypeError(f"expected numbers such as 0.5 or 0.4,0.5,0.6, got {text}") from None
 
-# %% ../nbs/12_cli.ipynb #0a364370
+# %% ../nbs/12_cli.ipynb #0b821159
 def _shape(
     text: str,  # "3,32,32"
 ) -> tuple[int, ...]:
@@ -493,7 +529,7 @@ def _shape(
         raise argparse.ArgumentTypeError(f"expected channels,height,width such as 3,32,32, got {text}")
     return tuple(map(int, text.split(",")))
 
-# %% ../nbs/12_cli.ipynb #49c9b0a5
+# %% ../nbs/12_cli.ipynb #35da0af6
 _RUN_EXAMPLES = """\
 examples:
   netinv run inversion                        # chapter 5, as it stands
@@ -505,7 +541,7 @@ Values are YAML: 3, 2e-3, true, null, mnist, "[1, 2]". The notebook runs in its 
 parameters from the root. It goes into the run folder as it ran, outputs included, also if a cell failed.
 exit codes: 0 done, 1 the run failed, 2 the command made no sense"""
 
-# %% ../nbs/12_cli.ipynb #abd4afff
+# %% ../nbs/12_cli.ipynb #82ecf1b4
 def _add_run(
     commands: argparse._SubParsersAction,
 ) -> None:
@@ -518,7 +554,7 @@ def _add_run(
     add("--out", metavar="DIR", help="the run folder (runs/NOTEBOOK-TIMESTAMP)")
     add("--kernel", metavar="NAME", help="another Jupyter kernel than this Python")
 
-# %% ../nbs/12_cli.ipynb #0b821159
+# %% ../nbs/12_cli.ipynb #4ae8d4e4
 def _command(
     commands: argparse._SubParsersAction,
     name: str,
@@ -532,7 +568,7 @@ def _command(
     parser.set_defaults(action=action)
     return parser.add_argument
 
-# %% ../nbs/12_cli.ipynb #35da0af6
+# %% ../nbs/12_cli.ipynb #7557af40
 _INVERT_EXAMPLES = """\
 examples:
   netinv invert --model mymodels:cnn --weights cnn.safetensors --shape 1,28,28 --classes 10
@@ -545,7 +581,7 @@ between 0 and 1 before --mean and --std. The run folder gets config.yaml, metric
 generator, samples (safetensors) and a figure.
 exit codes: 0 done, 1 the run failed, 2 the command made no sense"""
 
-# %% ../nbs/12_cli.ipynb #82ecf1b4
+# %% ../nbs/12_cli.ipynb #0e554467
 def _add_invert(
     commands: argparse._SubParsersAction,
 ) -> None:
@@ -567,7 +603,7 @@ def _add_invert(
     add("--out", metavar="DIR", help="the run folder (runs/FACTORY-TIMESTAMP)")
     add("--resume", action="store_true", help="go on from the last checkpoint in --out")
 
-# %% ../nbs/12_cli.ipynb #bad4c4b8
+# %% ../nbs/12_cli.ipynb #da9b7c0f
 def build_parser() -> argparse.ArgumentParser:
     "The syntax of `netinv`."
     from netinv import __version__
@@ -580,7 +616,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_invert(commands)
     return parser
 
-# %% ../nbs/12_cli.ipynb #0e554467
+# %% ../nbs/12_cli.ipynb #1915b147
 def main(
     argv: list[str] | None = None,  # the command line without `netinv`; sys.argv if None
 ) -> int:                           # 0 done, 1 the run failed, 2 bad usage, 130 interrupted

@@ -6,7 +6,7 @@
 __all__ = ['RECIPES', 'split_off', 'Perturbation', 'bn_loss', 'leading_directions', 'span_share', 'InputTap',
            'remembering_layers', 'ReconstructionWeights', 'class_cosine_loss', 'ReconstructionObjective',
            'reconstruction_inverter', 'robustness', 'best_of', 'reconstruct', 'nearest', 'frechet_distance',
-           'closer_to', 'class_spread', 'reconstruction_report', 'side_by_side']
+           'closer_to', 'class_spread', 'reconstruction_report', 'triplets']
 
 # %% ../nbs/10_reconstruction.ipynb #4b6be37c
 import math
@@ -42,7 +42,7 @@ def split_off(
 class Perturbation:
     "Small random changes to images, a fresh one for each."
     epsilon: float = 0.05  # noise: largest change of a pixel (L-infinity), >= 0
-    shift: float = 1 / 28  # largest shift as a share of the side
+    shift: float = 0.07    # largest shift as a share of the side: two pixels of 28
     angle: float = 0.13    # standard deviation of a rotation, in radians
     scale: float = 0.065   # standard deviation of a scaling, as a share
 
@@ -51,9 +51,9 @@ class Perturbation:
         images: Tensor,        # [B, C, H, W]
         rng: torch.Generator,  # on their device
     ) -> Tensor:               # same shape, with gradients to `images`; pixels may leave [0, 1] by `epsilon`
-        "Images moved, turned and scaled, with noise."
+        "Images moved, turned and scaled, with noise; what comes in from outside is like the nearest pixel."
         x = full_precision(images)
-        if self.shift or self.angle or self.scale: x = F.grid_sample(x, self.maps(x, rng), align_corners=False)
+        if self.shift or self.angle or self.scale: x = F.grid_sample(x, self.maps(x, rng), padding_mode="border", align_corners=False)
         if not self.epsilon: return x
         return x + self.epsilon * (2 * torch.rand(x.shape, generator=rng, device=x.device, dtype=x.dtype) - 1)
 
@@ -138,7 +138,7 @@ class ReconstructionWeights:
     eta_grad: float = 0.0     # squared gradient with respect to the weights
     eta_bn: float = 30.0      # statistics of batch norm; not in the paper
     eta_span: float = 12.0    # span of the updates; not in the paper
-    gamma_class: float = 3.0  # cosine similarity of images of one class; not in the paper
+    gamma_class: float = 4.0  # cosine similarity of images of one class; not in the paper
 
     @classmethod
     def paper(cls) -> "ReconstructionWeights":
@@ -414,16 +414,15 @@ def reconstruction_report(
     return pd.DataFrame({name: column(*pair) for name, pair in sets.items()})
 
 # %% ../nbs/10_reconstruction.ipynb #f429a706
-def side_by_side(
+def triplets(
     samples: Samples,
     train: Split,
     heldout: Split,         # as many images as `train` are used
     *,
     which: str = "best",    # by SSIM to a training image; or "typical", around the median
-    columns: int = 14,
-    scale: int = 2,
-):                          # a PIL image of three rows
-    "Reconstructions above the nearest training images, above the nearest held-out images."
+    columns: int = 14,      # how many of each
+) -> Tensor:                # [3 * columns, C, H, W] float in [0, 1], for `image_grid(..., nrow=columns)`
+    "Reconstructions, then the nearest training images, then the nearest held-out images."
     if which not in ("best", "typical"): raise ValueError(f"which is {which!r}: expected 'best' or 'typical'")
     images = samples.images.cpu()
     known, control = to_float(train.images).cpu(), to_float(heldout.images[: len(train)]).cpu()
@@ -431,5 +430,4 @@ def side_by_side(
     order = ssim.argsort(descending=True)
     start = 0 if which == "best" else max(0, (len(order) - columns) // 2)
     chosen = order[start : start + columns]
-    rows = [images[chosen], known[index[chosen]], control[nearest(images[chosen], control)[0]]]
-    return image_grid(torch.cat(rows), nrow=len(chosen), scale=scale)
+    return torch.cat([images[chosen], known[index[chosen]], control[nearest(images[chosen], control)[0]]])

@@ -15,7 +15,7 @@ from netinv.inversion import Samples
 from netinv.losses import ce_loss
 from netinv.reconstruction import (InputTap, Perturbation, ReconstructionObjective, ReconstructionWeights, best_of, bn_loss, class_cosine_loss, closer_to,
                                    frechet_distance, leading_directions, nearest, reconstruct, reconstruction_inverter, reconstruction_report,
-                                   remembering_layers, side_by_side, span_share, split_off)
+                                   remembering_layers, span_share, split_off, triplets)
 
 QUIET = {"progress": False, "amp": "off"}
 SMALL = {"width": 16, "latent_dim": 8, "batch_size": 24}
@@ -235,9 +235,16 @@ def test_a_planted_leak_is_found_and_none_where_there_is_none(digits: ImageData,
 def test_a_report_needs_enough_images(digits: ImageData, unseen: Split, frozen: FrozenClassifier) -> None:
     few = split_off(digits.train, 10)[0]
     with pytest.raises(ValueError, match="10 training and .* too few for a report: give 20 and 40"): reconstruction_report(None, few, unseen, judge=frozen)
-    with pytest.raises(ValueError, match="expected 'best' or 'typical'"): side_by_side(None, few, unseen, which="worst")
+    with pytest.raises(ValueError, match="expected 'best' or 'typical'"): triplets(None, few, unseen, which="worst")
 
 
 def test_closer_to_is_fair_to_ties() -> None:
     x = torch.rand(30)
     assert closer_to(x, x) == (0.5, 1.0)
+
+
+def test_triplets_show_copies_beside_their_originals(digits: ImageData, unseen: Split) -> None:
+    copies = Samples(to_float(digits.train.images[:40]), digits.train.labels[:40], *[torch.zeros(40, 1)] * 2, torch.zeros(40))
+    shown, originals, others = triplets(copies, digits.train, unseen, which="typical", columns=8).split(8)
+    torch.testing.assert_close(shown, originals)
+    assert not torch.equal(shown, others)
