@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from netinv.baselines import reconstruct_from_stationarity, stationarity_loss
 from netinv.classifier import CNN, FrozenClassifier, train_classifier
 from netinv.data import ImageData, Split, load_data, to_float
 from netinv.inversion import Samples
@@ -248,3 +249,29 @@ def test_triplets_show_copies_beside_their_originals(digits: ImageData, unseen: 
     shown, originals, others = triplets(copies, digits.train, unseen, which="typical", columns=8).split(8)
     torch.testing.assert_close(shown, originals)
     assert not torch.equal(shown, others)
+
+
+def test_stationarity_is_zero_where_the_images_explain_the_weights() -> None:
+    torch.manual_seed(0)
+    images, labels, multipliers = torch.rand(4, 1, 3, 3, dtype=torch.float64), torch.tensor([0, 1, 1, 0]), torch.rand(4, dtype=torch.float64)
+    rows = (multipliers * (1 - 2.0 * labels)) @ images.flatten(1)  # margins of two classes: the difference of two rows
+    model = nn.Sequential(nn.Flatten(), nn.Linear(9, 2, bias=False)).double()
+    model[1].weight.data = torch.stack([rows, -rows])
+    assert stationarity_loss(model, images, labels, multipliers).item() < 1e-20
+    assert stationarity_loss(model, images, 1 - labels, multipliers).item() == pytest.approx(4)
+
+
+def test_stationarity_brings_back_what_a_small_network_was_trained_on() -> None:
+    torch.manual_seed(0)
+    images, labels = (torch.rand(6, 1, 8, 8) > 0.7).float(), torch.arange(6) % 3
+    model = nn.Sequential(nn.Flatten(), nn.Linear(64, 200, bias=False), nn.ReLU(), nn.Linear(200, 3, bias=False))
+    for p in model.parameters(): p.data *= 0.1
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.2, momentum=0.9)
+    for _ in range(1500):
+        optimizer.zero_grad()
+        ce_loss(model(images), labels).backward()
+        optimizer.step()
+    found = reconstruct_from_stationarity(model, shape=(1, 8, 8), n=12, steps=800, device="cpu", progress=False)
+    unit = lambda x: nn.functional.normalize(x.flatten(1), dim=1)
+    others = (torch.rand(6, 1, 8, 8) > 0.7).float()
+    assert (unit(found.images) @ unit(images).T).amax(0).mean() > (unit(found.images) @ unit(others).T).amax(0).mean() + 0.1
