@@ -86,6 +86,17 @@ def resting(page) -> str:
     pytest.fail(f"it does not rest: {before!r}")
 
 
+def move(page, symbols: list[str], key: str) -> None:
+    "Press a key on every slider, and wait until the status has heard of it."
+    for at, symbol in enumerate(symbols):
+        readout = page.locator(".widget-slider .widget-readout").nth(at)
+        before = readout.inner_text()
+        page.locator(".widget-slider .noUi-handle").nth(at).focus()
+        page.keyboard.press(key)
+        wait_until(page, lambda: readout.inner_text() != before, f"the slider of {symbol} has moved")
+        wait_until(page, lambda: f"{symbol} {readout.inner_text().strip()}," in status(page), f"{symbol} is in the status")
+
+
 def play(page) -> None:
     "Start, move every slider, look at a picture, undo, pause, go on."
     page.wait_for_selector(".netinv-grid img", timeout=180_000)
@@ -94,11 +105,7 @@ def play(page) -> None:
     button(page, "Start").click()
     wait_until(page, lambda: "inversion accuracy" in status(page) and step(page) > 5, "training")
     assert page.evaluate(HASH, ".netinv-grid img") != first
-    for at, symbol in enumerate(SLIDERS):
-        page.locator(".widget-slider .noUi-handle").nth(at).focus()
-        page.keyboard.press("ArrowLeft")
-        readout = page.locator(".widget-slider .widget-readout").nth(at)
-        wait_until(page, lambda: f"{symbol} {readout.inner_text().strip()}," in status(page), f"{symbol} has moved")
+    move(page, SLIDERS, "ArrowLeft")
     page.locator(".netinv-grid .box").focus()
     page.keyboard.press("ArrowRight")
     page.wait_for_selector("text=/asked for/")
@@ -152,11 +159,42 @@ OODExplorer({name: train_classifier(data, epochs=epochs, progress=False) for nam
 """
 
 
-def test_explorer_in_jupyterlab(chromium, tmp_path: Path) -> None:
+RECONSTRUCTION = """
+from netinv.classifier import FrozenClassifier, train_classifier
+from netinv.data import load_data
+from netinv.widgets import ReconstructionStudio
+
+data = load_data("digits")
+ReconstructionStudio(FrozenClassifier(train_classifier(data, epochs=2, progress=False), shape=data.shape), data=data, batch_size=40, width=16)
+"""
+TERMS = ["α", "α′", "β", "β′", "γ", "δ", "η_var", "η_pix", "η_grad", "η_bn", "η_span", "γ_class", "ε", "shift", "angle", "scale", "dropout", "T"]
+
+
+def of_one_cell(source: str, folder: Path) -> Path:
+    "A notebook."
     kernel = {"kernelspec": {"display_name": "python3", "language": "python", "name": "python3"}}
-    (tmp_path / "nbs").mkdir()
-    nbformat.write(nbformat.v4.new_notebook(metadata=kernel, cells=[nbformat.v4.new_code_cell(EXPLORER)]), tmp_path / "nbs/explorer.ipynb")
-    with jupyterlab(tmp_path / "nbs/explorer.ipynb", chromium, tmp_path) as page:
+    path = folder / "nbs/cell.ipynb"
+    path.parent.mkdir()
+    nbformat.write(nbformat.v4.new_notebook(metadata=kernel, cells=[nbformat.v4.new_code_cell(source)]), path)
+    return path
+
+
+def test_reconstruction_studio_in_jupyterlab(chromium, tmp_path: Path) -> None:
+    with jupyterlab(of_one_cell(RECONSTRUCTION, tmp_path), chromium, tmp_path) as page:
+        real = "img[alt='the nearest real image to each of the images above']"
+        page.wait_for_selector(real, timeout=180_000)
+        before = page.evaluate(HASH, real)
+        button(page, "Start").click()
+        wait_until(page, lambda: "inversion accuracy" in status(page) and step(page) > 5, "training")
+        move(page, TERMS, "ArrowRight")
+        assert page.evaluate(HASH, real) != before
+        button(page, "Pause").click()
+        wait_until(page, lambda: button(page, "Start").is_visible(), "paused")
+        page.screenshot(path=ARTEFACTS / "reconstruction.png")
+
+
+def test_explorer_in_jupyterlab(chromium, tmp_path: Path) -> None:
+    with jupyterlab(of_one_cell(EXPLORER, tmp_path), chromium, tmp_path) as page:
         table = page.locator(".widget-html", has_text="turned away")
         table.wait_for(timeout=120_000)
         for act in (lambda: (page.locator(".noUi-handle").focus(), page.keyboard.press("PageUp")),
