@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from fastcore.basics import patch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from .classifier import FrozenClassifier
 from .inversion import Samples, as_frozen, class_accuracy, reachable, spread
@@ -110,7 +111,7 @@ def stationarity_loss(
 ) -> Tensor:               # scalar >= 0, as a share of the squared length of the weights
     "Squared difference between the weights and the weighted sum of the gradients of the margins."
     weights = {name: p.detach().requires_grad_() for name, p in model.named_parameters()}
-    logits = torch.func.functional_call(model, weights, (images,))
+    with sdpa_kernel(SDPBackend.MATH): logits = torch.func.functional_call(model, weights, (images,))  # the fused attention has no second derivative
     own = F.one_hot(labels, logits.shape[1]).bool()
     margins = logits[own] - logits.masked_fill(own, -torch.inf).amax(1)
     gradients = torch.autograd.grad((multipliers * margins).sum(), list(weights.values()), create_graph=True, allow_unused=True)
@@ -136,20 +137,23 @@ def reconstruct_from_stationarity(
 
     frozen = as_frozen(classifier, shape, device)
     rng = torch.Generator(frozen.device).manual_seed(seed)
-    labels = torch.arange(n, device=frozen.device) % frozen.n_classes
+    labels = spread(None, n, reachable(frozen), [0])[0].to(frozen.device)
     images = (0.5 + 0.1 * torch.randn(n, *frozen.shape, generator=rng, device=frozen.device)).requires_grad_()
     multipliers = torch.rand(n, generator=rng, device=frozen.device).requires_grad_()
     optimizer = torch.optim.Adam([{"params": [images], "lr": lr}, {"params": [multipliers], "lr": lr_multipliers}])
-    model = nn.Sequential(frozen.preprocess, frozen.model) if isinstance(frozen.preprocess, nn.Module) else frozen.model
     for step in (bar := trange(steps, desc="stationarity", unit="step", disable=not progress)):
         outside = (images - images.clamp(0, 1)).square().flatten(1).sum(1).mean()
-        loss = stationarity_loss(model, images, labels, multipliers)
+        loss = stationarity_loss(frozen.model, frozen.preprocess(images) if frozen.preprocess else images, labels, multipliers)
         total = loss + outside + (least - multipliers).clamp(min=0).mean()
         optimizer.zero_grad()
         total.backward()
         optimizer.step()
-        if step % 100 == 0: bar.set_postfix(left=f"{loss.item():.3f}")
+        if step % 100 == 0:
+            if not math.isfinite(left := loss.item()): raise FloatingPointError(f"the stationarity became {left} at step {step}: try a smaller lr")
+            bar.set_postfix(left=f"{left:.3f}")
     found = images.detach().clamp(min=0)
-    found = found / found.amax((1, 2, 3), keepdim=True).clamp(min=1e-6)  # in a network without biases, an image and its multiplier share one scale
+    if not frozen.preprocess and not any(name.endswith("bias") for name, _ in frozen.model.named_parameters()):
+        found = found / found.amax((1, 2, 3), keepdim=True).clamp(min=1e-6)  # without biases, an image and its multiplier share one scale
+    found = found.clamp(max=1)
     with torch.no_grad(): out = frozen(found)
     return Samples(found, labels, out.logits.softmax(1), out.features, torch.zeros_like(labels))

@@ -341,6 +341,7 @@ def run_tasks(
     from netinv.data import pick_device
 
     if pick_device().type != "cpu": jobs = 1
+    settings = json.loads(json.dumps(settings))  # as a file gives them back
     done = Parallel(n_jobs=jobs)(delayed(_once)(work, task, Path(folder), settings, resume, jobs) for task in tasks)
     return dict(zip(tasks, done))
 
@@ -352,14 +353,16 @@ def _once(work: Callable, task: tuple, folder: Path, settings: dict, resume: boo
     from netinv.data import load_tensors, save_tensors
 
     path = folder / "done" / ("-".join(map(str, (work.__name__, *task))) + ".safetensors")
+    mark = {"settings": settings, "task": json.loads(json.dumps(task))}
     if resume and path.exists():
         tensors, meta = load_tensors(path)
-        if meta["settings"] == settings: return meta["found"], tensors
+        if {"task": mark["task"], **meta} == {**meta, **mark}: return meta["found"], tensors
     if jobs > 1: torch.set_num_threads(max(1, (os.cpu_count() or 1) // jobs))
     found, tensors = work(*task)
     path.parent.mkdir(parents=True, exist_ok=True)
-    save_tensors(path, tensors, {"settings": settings, "found": found})
-    return found, tensors
+    save_tensors(path, tensors, mark | {"found": json.loads(json.dumps(found, default=float))})
+    tensors, meta = load_tensors(path)  # the same whether it was kept or not
+    return meta["found"], tensors
 
 # %% ../nbs/12_cli.ipynb #8627ae6e
 def list_notebooks(

@@ -109,5 +109,6 @@ def gradient_norm_loss(
     wanted = [p for p in parameters if p.requires_grad]
     if not wanted or not loss.requires_grad:
         raise ValueError("gradient_norm_loss needs parameters with gradients and a loss made from them: call requires_grad_() on them first")
-    gradients = torch.autograd.grad(loss, wanted, create_graph=True, allow_unused=True)
-    return sum(full_precision(g).square().sum() for g in gradients if g is not None)
+    gradients = [g for g in torch.autograd.grad(loss, wanted, create_graph=True, allow_unused=True) if g is not None]
+    if not gradients: raise ValueError("gradient_norm_loss got a loss that was not made from these parameters: compute it anew")
+    return sum(full_precision(g).square().sum() for g in gradients)

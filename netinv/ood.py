@@ -411,10 +411,11 @@ def threshold_area(
 
 # %% ../nbs/09_ood.ipynb #4428669e
 def margins(
-    inside: Tensor,   # [n] probabilities of in-distribution images
+    inside: Tensor,   # [n] probabilities of in-distribution images; may be empty
     outside: Tensor,  # [m] probabilities of the OOD images that are not called garbage; may be empty
-) -> dict[str, float]:  # in [-1, 1], above 0 where the claim holds; 1 without any such OOD image
+) -> dict[str, float]:  # in [-1, 1], above 0 where the claim holds; 1 without any such OOD image, NaN without real ones
     "How far the least confident real image is above the most confident OOD image."
+    if not len(inside): return {"margin": math.nan, "margin 1%": math.nan}
     if not len(outside): return {"margin": 1.0, "margin 1%": 1.0}
     return {"margin": (inside.min() - outside.max()).item(), "margin 1%": (inside.quantile(0.01) - outside.quantile(0.99)).item()}
 
@@ -455,7 +456,8 @@ def evaluate_ood(
         outside, called = view(log_probabilities(model, images))
         kept = outside[~called]
         if kept_only: outside = kept
-        apart = {**separation(inside, outside), "AUTC": threshold_area(inside.sigmoid(), outside.sigmoid())} if len(inside) and len(outside) else {}
+        apart = dict.fromkeys(("AUROC", "AUPR-in", "AUPR-out", "FPR95", "FPR100", "AUTC"), math.nan)
+        if len(inside) and len(outside): apart = {**separation(inside, outside), "AUTC": threshold_area(inside.sigmoid(), outside.sigmoid())}
         return {**apart, "to garbage": called.double().mean().item() if real.shape[1] > n_classes else float("nan"),
                 **margins(inside.sigmoid(), kept.sigmoid()), **common}
 

@@ -6,20 +6,23 @@
 __all__ = ['RECIPES', 'split_off', 'Perturbation', 'bn_loss', 'leading_directions', 'span_share', 'InputTap',
            'remembering_layers', 'ReconstructionWeights', 'class_cosine_loss', 'ReconstructionObjective',
            'reconstruction_inverter', 'robustness', 'best_of', 'reconstruct', 'nearest', 'frechet_distance',
-           'closer_to', 'class_spread', 'reconstruction_report', 'triplets']
+           'leak_test', 'class_spread', 'reconstruction_report', 'triplets']
 
 # %% ../nbs/10_reconstruction.ipynb #4b6be37c
 import math
 import os
-from collections.abc import Callable
+import threading
+import warnings
 from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 
 import torch
 import torch.nn.functional as F
 from fastcore.basics import patch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from .classifier import ClassifierOutput, FrozenClassifier
+from .classifier import ClassifierOutput, FrozenClassifier, layer_calls, probe_images
 from .conditioning import Condition
 from .data import Split, image_grid, pick_amp, to_float
 from .inversion import Inverter, Samples, as_frozen
@@ -53,7 +56,7 @@ class Perturbation:
     ) -> Tensor:               # same shape, with gradients to `images`; pixels may leave [0, 1] by `epsilon`
         "Images moved, turned and scaled, with noise; what comes in from outside is like the nearest pixel."
         x = full_precision(images)
-        if self.shift or self.angle or self.scale: x = F.grid_sample(x, self.maps(x, rng), padding_mode="border", align_corners=False)
+        if self.shift or self.angle or self.scale: x = F.grid_sample(x, self.maps(x, rng), align_corners=False)
         if not self.epsilon: return x
         return x + self.epsilon * (2 * torch.rand(x.shape, generator=rng, device=x.device, dtype=x.dtype) - 1)
 
@@ -62,9 +65,11 @@ class Perturbation:
         normal = lambda: torch.randn(len(x), generator=rng, device=x.device, dtype=x.dtype)
         angle, scale = self.angle * normal(), 1 + self.scale * normal()
         shift = 2 * self.shift * (2 * torch.rand(len(x), 2, generator=rng, device=x.device, dtype=x.dtype) - 1)
-        cos, sin = scale * angle.cos(), scale * angle.sin()
-        matrix = torch.stack([torch.stack([cos, -sin], 1), torch.stack([sin, cos], 1)], 1)
-        return F.affine_grid(torch.cat([matrix, shift[:, :, None]], 2), list(x.shape), align_corners=False)
+        cos, sin, (height, width) = scale * angle.cos(), scale * angle.sin(), x.shape[2:]  # coordinates count sides, not pixels
+        matrix = torch.stack([torch.stack([cos, -sin * height / width], 1), torch.stack([sin * width / height, cos], 1)], 1)
+        grid = F.affine_grid(torch.cat([matrix, shift[:, :, None]], 2), list(x.shape), align_corners=False)
+        edge = 1 - 1 / torch.tensor([width, height], device=x.device, dtype=x.dtype)  # the centres of the outermost pixels
+        return grid.clamp(-edge, edge)
 
 # %% ../nbs/10_reconstruction.ipynb #cc81d422
 def bn_loss(
@@ -85,8 +90,10 @@ def leading_directions(
     n_classes: int,
 ) -> Tensor:         # [r, in] orthonormal rows
     "The right singular vectors that training stands out in: ten for each class, or three quarters of them where there are fewer."
-    rank = min(10 * n_classes, max(1, 3 * min(weight.shape) // 4))
-    return torch.linalg.svd(weight.float(), full_matrices=False).Vh[:rank].contiguous()
+    w, rank = weight.detach().double().cpu(), min(10 * n_classes, max(1, 3 * min(weight.shape) // 4))
+    if w.shape[0] > w.shape[1]: found = torch.linalg.eigh(w.mT @ w).eigenvectors[:, -rank:]
+    else: found = torch.linalg.qr(w.mT @ torch.linalg.eigh(w @ w.mT).eigenvectors[:, -rank:]).Q  # the smaller of both Gram matrices
+    return found.mT.to(weight.device, torch.float32).contiguous()
 
 # %% ../nbs/10_reconstruction.ipynb #5e12d51e
 def span_share(
@@ -100,27 +107,33 @@ def span_share(
 
 # %% ../nbs/10_reconstruction.ipynb #e00b39fa
 class InputTap:
-    "Keeps what last came into some layers, until `close`."
+    "Keeps what last came into some layers, for each thread by itself, until `close`."
     def __init__(self, layers: list[nn.Module]):
-        self.layers, self.inputs = layers, [None] * len(layers)
-        self.handles = [layer.register_forward_pre_hook(lambda _, given, i=i: self.inputs.__setitem__(i, given[0])) for i, layer in enumerate(layers)]
+        self.layers, self.kept = layers, {}
+        self.handles = [layer.register_forward_pre_hook(lambda _, given, i=i: self.keep(i, given)) for i, layer in enumerate(layers)]
 
-    def take(self) -> list[Tensor]:
-        "The inputs of the latest pass, one a layer, not kept any longer; without those of layers that took no part."
-        taken, self.inputs = self.inputs, [None] * len(self.layers)
-        return taken
+    def keep(self, i: int, given: tuple) -> None:
+        "What a layer was given, if it was given anything by position."
+        if given: self.kept[threading.get_ident(), i] = given[0]
+
+    def take(self) -> list[Tensor | None]:
+        "The inputs of this thread's latest pass, one a layer, not kept any longer; None for a layer that took no part."
+        return [self.kept.pop((threading.get_ident(), i), None) for i in range(len(self.layers))]
 
     def close(self) -> None:
-        "Stop watching."
+        "Stop watching, and forget."
         for handle in self.handles: handle.remove()
+        self.kept.clear()
 
 # %% ../nbs/10_reconstruction.ipynb #3ebd4250
 def remembering_layers(
-    model: nn.Module,
-) -> tuple[list[nn.Module], list[nn.Linear]]:  # batch norms with statistics; fully connected layers
-    "The layers that remember: the head is left out where there is another fully connected layer."
-    norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.running_mean is not None]
-    linear = [m for m in model.modules() if isinstance(m, nn.Linear)]
+    classifier: FrozenClassifier,
+) -> tuple[list[nn.Module], list[nn.Linear]]:  # batch norms with statistics; fully connected layers, in the order of use
+    "The layers that remember; of the fully connected ones the last, the head, only where there is no other."
+    with torch.no_grad(): calls = layer_calls(classifier.model, lambda: classifier(probe_images(classifier.shape, classifier.device)))
+    used = list(dict.fromkeys(call.module for call in calls))
+    norms = [m for m in used if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.running_mean is not None]
+    linear = [m for m in used if isinstance(m, nn.Linear)]
     return norms, linear[:-1] or linear
 
 # %% ../nbs/10_reconstruction.ipynb #e4c6d641
@@ -155,12 +168,12 @@ def class_cosine_loss(
     images: Tensor,  # [K, B, C, H, W]
     labels: Tensor,  # [K, B] int64
 ) -> Tensor:         # scalar in [-1, 1]; 0 where no two images share a class
-    "Mean cosine over all pairs of images that have the same label."
+    "Mean cosine over all pairs of images that have the same label, then over generators."
     f = unit_rows(images.flatten(2))
     same = labels[:, :, None] == labels[:, None, :]
     same = same & ~torch.eye(f.shape[1], dtype=torch.bool, device=f.device)
     with torch.autocast(f.device.type, enabled=False): cosines = f @ f.mT
-    return (cosines * same).sum() / same.sum().clamp(min=1)
+    return ((cosines * same).sum((1, 2)) / same.sum((1, 2)).clamp(min=1)).mean()
 
 # %% ../nbs/10_reconstruction.ipynb #18154d5c
 class ReconstructionObjective:
@@ -172,9 +185,14 @@ class ReconstructionObjective:
         amp: str | None = "auto",        # as for the inverter
     ):
         self.classifier, self.weights, self.amp = classifier, weights, pick_amp(amp, classifier.device)
-        norms, linear = remembering_layers(classifier.model)
+        norms, linear = remembering_layers(classifier)
+        if not norms and not linear: warnings.warn("the classifier has neither batch norm nor a fully connected layer: its weights have no trace that is read here")
         self.norms, self.linear = InputTap(norms), InputTap(linear)
-        self.directions = [leading_directions(layer.weight.detach(), classifier.n_classes) for layer in linear]
+
+    @cached_property
+    def directions(self) -> list[Tensor]:
+        "Of each fully connected layer, computed when first asked for."
+        return [leading_directions(layer.weight, self.classifier.n_classes) for layer in self.linear.layers]
 
     def __call__(
         self,
@@ -183,16 +201,17 @@ class ReconstructionObjective:
         out: ClassifierOutput,  # of the perturbed images
     ) -> dict[str, Tensor]:     # scalars
         "Every term that has a weight; zero for the others."
-        w, labels = self.weights, condition.labels
-        clean = lambda: self.clean(images) if w.alpha or w.beta or w.gamma or w.delta else out
-        bn, span = self.traces(len(images))  # before another pass takes their place
-        seen = clean()
+        w, labels, weight = self.weights, condition.labels, self.weights.by_term()
+        norms, linear = self.norms.take(), self.linear.take()  # before another pass takes their place
+        seen = self.clean(images) if w.alpha or w.beta or w.gamma or w.delta else out
         terms = {"kl": lambda: kl_loss(condition.target_probs, seen.logits), "kl_pert": lambda: kl_loss(condition.target_probs, out.logits),
                  "ce": lambda: ce_loss(seen.logits, labels), "ce_pert": lambda: ce_loss(out.logits, labels),
                  "cosine": lambda: cosine_loss(seen.features), "ortho": lambda: ortho_loss(seen.features),
                  "var": lambda: variation_loss(images), "pix": lambda: pixel_loss(images), "grad": lambda: self.gradient_norm(images, labels),
-                 "bn": lambda: bn, "span": lambda: span, "cosine_class": lambda: class_cosine_loss(images, labels)}
-        return {name: term() if w.by_term()[name] else images.new_zeros(()) for name, term in terms.items()}
+                 "bn": lambda: self.bn(norms, len(images)), "span": lambda: self.span(linear), "cosine_class": lambda: class_cosine_loss(images, labels)}
+        found = {name: term() if weight[name] else images.new_zeros(()) for name, term in terms.items()}
+        self.norms.take(), self.linear.take()  # of the passes made here, so that none is kept
+        return found
 
     def close(self) -> None:
         "Let the classifier alone."
@@ -200,18 +219,26 @@ class ReconstructionObjective:
 
 # %% ../nbs/10_reconstruction.ipynb #0404ed50
 @patch
-def traces(
+def bn(
     self: ReconstructionObjective,
-    n_generators: int,
-) -> tuple[Tensor, Tensor]:  # scalars: bn, span
-    "Both traces for the latest pass, each a mean over its layers, zero without any."
-    apart = lambda x: x.unflatten(0, (n_generators, -1))
-    norms = [bn_loss(apart(x), layer.running_mean, layer.running_var) for layer, x in zip(self.norms.layers, self.norms.take()) if x is not None]
-    spans = [-span_share(x, directions).clamp(min=1e-6).log().mean() for directions, x in zip(self.directions, self.linear.take()) if x is not None]
-    mean = lambda terms: sum(terms) / len(terms) if terms else torch.zeros((), device=self.classifier.device)
-    return mean(norms), mean(spans)
+    inputs: list[Tensor | None],  # [K * B, C, ...] of each batch norm
+    n_generators: int,            # K
+) -> Tensor:                      # scalar
+    "L_BN, a mean over the layers, zero without any."
+    losses = [bn_loss(x.unflatten(0, (n_generators, -1)), layer.running_mean, layer.running_var, layer.eps) for layer, x in zip(self.norms.layers, inputs) if x is not None]
+    return torch.stack(losses).mean() if losses else torch.zeros((), device=self.classifier.device)
 
 # %% ../nbs/10_reconstruction.ipynb #634b7784
+@patch
+def span(
+    self: ReconstructionObjective,
+    inputs: list[Tensor | None],  # [K * B, ..., in] of each fully connected layer
+) -> Tensor:                      # scalar
+    "L_Span, a mean over the layers, zero without any."
+    losses = [-span_share(x, directions).clamp(min=1e-6).log().mean() for directions, x in zip(self.directions, inputs) if x is not None]
+    return torch.stack(losses).mean() if losses else torch.zeros((), device=self.classifier.device)
+
+# %% ../nbs/10_reconstruction.ipynb #1b52b16d
 @patch
 def clean(
     self: ReconstructionObjective,
@@ -222,7 +249,7 @@ def clean(
         out = self.classifier(images.flatten(0, 1).contiguous(memory_format=torch.channels_last))
     return ClassifierOutput(*(part.unflatten(0, images.shape[:2]) for part in out))
 
-# %% ../nbs/10_reconstruction.ipynb #1b52b16d
+# %% ../nbs/10_reconstruction.ipynb #0606f37c
 @patch
 def gradient_norm(
     self: ReconstructionObjective,
@@ -232,14 +259,16 @@ def gradient_norm(
     "L_Grad, a mean over the generators; the weights have gradients only in here."
     parameters = [p for p in self.classifier.model.parameters() if p.is_floating_point()]
     for p in parameters: p.requires_grad_(True)
-    try: return torch.stack([gradient_norm_loss(ce_loss(self.classifier(x).logits, y), parameters) for x, y in zip(images, labels)]).mean()
+    try:
+        with sdpa_kernel(SDPBackend.MATH):  # the fused attention has no second derivative
+            return torch.stack([gradient_norm_loss(ce_loss(self.classifier(x).logits, y), parameters) for x, y in zip(images, labels)]).mean()
     finally:
         for p in parameters: p.requires_grad_(False)
 
-# %% ../nbs/10_reconstruction.ipynb #d09c63bb
+# %% ../nbs/10_reconstruction.ipynb #6cd2b972
 RECIPES = ("prior", "paper")
 
-# %% ../nbs/10_reconstruction.ipynb #6cd2b972
+# %% ../nbs/10_reconstruction.ipynb #62f513bf
 def reconstruction_inverter(
     classifier: FrozenClassifier | nn.Module,       # a plain module needs `shape`
     *,
@@ -257,10 +286,13 @@ def reconstruction_inverter(
     frozen = as_frozen(classifier, shape, device)
     weights = weights or (ReconstructionWeights.paper() if paper else ReconstructionWeights())
     perturb = perturb or (Perturbation(0.05, 0, 0, 0) if paper else Perturbation())
-    return Inverter(frozen, weights=weights, objective=ReconstructionObjective(frozen, weights, amp), perturb=perturb, amp=amp,
-                    **({"temperature": 0.05} if paper else {}) | settings)
+    objective = ReconstructionObjective(frozen, weights, amp)
+    try: return Inverter(frozen, weights=weights, objective=objective, perturb=perturb, amp=amp, **({"temperature": 0.05} if paper else {}) | settings)
+    except BaseException:
+        objective.close()
+        raise
 
-# %% ../nbs/10_reconstruction.ipynb #af57a725
+# %% ../nbs/10_reconstruction.ipynb #aff28db3
 @torch.no_grad()
 def robustness(
     classifier: FrozenClassifier,
@@ -278,7 +310,7 @@ def robustness(
         return torch.stack(looks_at).mean(0).gather(1, labels[:, None])[:, 0]
     return torch.cat([score(*part) for part in zip(samples.images.split(batch_size), samples.labels.split(batch_size))])
 
-# %% ../nbs/10_reconstruction.ipynb #aff28db3
+# %% ../nbs/10_reconstruction.ipynb #6fe249df
 def best_of(
     samples: Samples,
     scores: Tensor,  # [n], higher is better
@@ -290,10 +322,10 @@ def best_of(
     for k in samples.labels.unique().tolist():  # the place of each sample within its class
         rows = order[samples.labels[order] == k]
         rank[rows] = torch.arange(len(rows), device=rank.device)
-    kept = rank.argsort(stable=True)[:n]
+    kept = order[rank[order].argsort(stable=True)][:n]
     return Samples(*(getattr(samples, field)[kept] for field in ("images", "labels", "probs", "features", "generator")))
 
-# %% ../nbs/10_reconstruction.ipynb #c883241a
+# %% ../nbs/10_reconstruction.ipynb #75daed48
 def reconstruct(
     classifier: FrozenClassifier | nn.Module,      # a plain module needs `shape`; stays as it is
     *,
@@ -313,16 +345,18 @@ def reconstruct(
     **settings,                                    # see `Inverter`
 ) -> Samples:                                      # all classes in equal parts
     "Training-like images from the weights of a classifier alone (section 5.3)."
+    candidates = (1 if recipe == "paper" else 4) if candidates is None else candidates
+    if min(n, candidates) < 1: raise ValueError(f"n={n} and candidates={candidates}: both must be at least 1")
     inverter = reconstruction_inverter(classifier, shape=shape, recipe=recipe, weights=weights, perturb=perturb, device=device,
                                        n_generators=n_generators, seed=seed, **settings)
+    inverter.config["reconstruction"] = {"weights": asdict(inverter.weights), "perturb": asdict(inverter.perturb)}  # a checkpoint is of these
     try:
         inverter.fit(steps, checkpoint_dir=checkpoint_dir, resume=resume, progress=progress)
-        candidates = (1 if recipe == "paper" else 4) if candidates is None else candidates
         drawn = inverter.sample(candidates * n, seed=seed)
         return best_of(drawn, robustness(inverter.classifier, drawn, inverter.perturb, seed=seed), n) if candidates > 1 else drawn
     finally: inverter.objective.close()
 
-# %% ../nbs/10_reconstruction.ipynb #a4ba64bb
+# %% ../nbs/10_reconstruction.ipynb #8b4e75d9
 def nearest(
     images: Tensor,       # [n, C, H, W] float in [0, 1]
     others: Tensor,       # [m, C, H, W] float in [0, 1]
@@ -331,6 +365,9 @@ def nearest(
 ) -> tuple[Tensor, Tensor, Tensor]:  # [n] int64 index into `others`; [n] SSIM in [-1, 1]; [n] PSNR in dB
     "The image most similar to each by SSIM (Wang et al., 2004), among those nearest in pixels."
     from torchmetrics.functional.image import structural_similarity_index_measure
+
+    if min(images.shape[2:]) < 6: raise ValueError(f"images are {list(images.shape[2:])}: SSIM looks at neighbourhoods, and needs sides of at least 6 pixels")
+    batch_size = max(1, min(batch_size, 2**25 // (shortlist * images[0].numel())))  # pairs that fit into memory
 
     def part(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         near = torch.cdist(x.flatten(1), others.flatten(1)).topk(min(shortlist, len(others)), largest=False).indices
@@ -342,7 +379,7 @@ def nearest(
 
     return tuple(torch.cat(columns) for columns in zip(*map(part, images.split(batch_size))))
 
-# %% ../nbs/10_reconstruction.ipynb #08e3d41d
+# %% ../nbs/10_reconstruction.ipynb #d664c525
 def frechet_distance(
     a: Tensor,  # [n, D] features
     b: Tensor,  # [m, D] features
@@ -352,36 +389,40 @@ def frechet_distance(
     product = torch.linalg.eigvals(a.mT.cov() @ b.mT.cov()).real.clamp(min=0)
     return max(0.0, ((a.mean(0) - b.mean(0)).square().sum() + a.mT.cov().trace() + b.mT.cov().trace() - 2 * product.sqrt().sum()).item())
 
-# %% ../nbs/10_reconstruction.ipynb #91428b78
-def closer_to(
-    one: Tensor,    # [n] similarity to the nearest image of one set
-    other: Tensor,  # [n] of another set of the same size
-) -> tuple[float, float]:  # AUC in [0, 1]; p-value
-    "How often `one` is the larger, ties for half, and the one-sided Wilcoxon test of the pairs."
-    from scipy.stats import wilcoxon
+# %% ../nbs/10_reconstruction.ipynb #2b8419ad
+def leak_test(
+    nearest: Tensor,     # [n] int64: the nearest image of each sample, 0..m-1 a training image, m..2m-1 a held-out one
+    m: int,              # images of either kind
+    *,
+    draws: int = 10_000, # permutations
+    seed: int = 0,
+) -> tuple[float, float]:  # share in [0, 1] whose nearest is a training image; p-value
+    "Is a training image the nearest more often than it would be if the two kinds were mixed at random?"
+    count = torch.bincount(nearest.cpu(), minlength=2 * m).double()
+    rng = torch.Generator().manual_seed(seed)
+    mixed = torch.stack([count[torch.rand(2 * m, generator=rng).argsort()[:m]].sum() for _ in range(draws)])
+    share = count[:m].sum()
+    return (share / count.sum()).item(), (1 + (mixed >= share).sum().item()) / (1 + draws)
 
-    one, other = one.double().cpu(), other.double().cpu()
-    share = ((one > other).double() + 0.5 * (one == other)).mean().item()
-    return share, 1.0 if torch.equal(one, other) else float(wilcoxon(one.numpy(), other.numpy(), alternative="greater").pvalue)
-
-# %% ../nbs/10_reconstruction.ipynb #ce229e05
+# %% ../nbs/10_reconstruction.ipynb #08cce3c6
 def class_spread(
     images: Tensor,  # [n, C, H, W] float
     labels: Tensor,  # [n] int64
-) -> float:          # root mean squared distance per image, in pixel units
+) -> float:          # root mean squared distance per image, in pixel units; NaN without such a class
     "How far images are from the mean of their class, over the classes with two images or more."
     of_class = [images[labels == k].flatten(1) for k in labels.unique() if (labels == k).sum() > 1]
-    return math.sqrt(sum((x - x.mean(0)).square().sum(1).mean().item() for x in of_class) / max(1, len(of_class)))
+    if not of_class: return math.nan
+    return math.sqrt(sum((x - x.mean(0)).square().sum(1).mean().item() for x in of_class) / len(of_class))
 
-# %% ../nbs/10_reconstruction.ipynb #b3c7f77b
+# %% ../nbs/10_reconstruction.ipynb #f429a706
 @torch.no_grad()
 def reconstruction_report(
     samples: Samples,            # from `reconstruct`
     train: Split,                # the images that the classifier was trained on
     heldout: Split,              # others of the same kind, at least twice as many for a fair comparison
     *,
-    judge: FrozenClassifier,     # another classifier, trained on neither of them
-    n: int = 500,                # images that are judged, of the samples and of real ones
+    judge: FrozenClassifier | nn.Module,  # another classifier, trained on neither of them
+    n: int = 500,                # images that are judged, at most: as many of the samples as of real ones
     seed: int = 0,               # of the draws
 ):                               # pandas.DataFrame: a row a measure, columns samples, real
     "How good reconstructions are, and whether they are closer to the training images than chance would have it."
@@ -389,43 +430,45 @@ def reconstruction_report(
 
     size = min(len(train), len(heldout) // 2)
     if size < 20: raise ValueError(f"{len(train)} training and {len(heldout)} held-out images are too few for a report: give 20 and 40 or more")
+    judge, n = as_frozen(judge, tuple(train.images.shape[1:]), "auto"), min(n, len(samples), len(heldout) - size)
     known, _ = split_off(train, size, seed=seed)
     control, others = split_off(heldout, size, seed=seed)
     order = torch.randperm(len(samples), generator=torch.Generator().manual_seed(seed)).to(samples.images.device)[:n]
     sets = {"samples": (samples.images[order], samples.labels[order]), "real": (to_float(others.images[:n]), others.labels[:n])}
-    see = lambda x: [torch.cat(part) for part in zip(*(judge(batch.to(judge.device)) for batch in x.split(500)))]
-    refs = {"training": to_float(known.images), "held-out": to_float(control.images)}
-    ref_features = {name: see(x)[1].cpu() for name, x in refs.items()}
-    truth = class_spread(refs["training"], known.labels)
+    see = lambda x: [torch.cat(part).cpu() for part in zip(*(judge(batch.to(judge.device)) for batch in x.split(500)))]
+    refs = {"training": to_float(known.images).cpu(), "held-out": to_float(control.images).cpu()}
+    ref_features = {name: see(x)[1] for name, x in refs.items()}
+    truth = class_spread(refs["training"], known.labels.cpu())
 
     def column(images: Tensor, labels: Tensor) -> dict[str, float]:
-        logits, features = (t.cpu() for t in see(images))
-        images, labels = images.cpu(), labels.cpu()
-        _, ssim, psnr = zip(*(nearest(images, x.cpu()) for x in refs.values()))
-        far = [torch.cdist(features, x).amin(1) for x in ref_features.values()]
-        leaks = {"pixels": closer_to(*ssim), "features": closer_to(-far[0], -far[1])}
-        manifold = manifold_scores(ref_features["training"], features)
+        (logits, features), images, labels = see(images), images.cpu(), labels.cpu()
+        index, ssim, psnr = zip(*(nearest(images, x) for x in refs.values()))
+        far = [torch.cdist(features, x).min(1) for x in ref_features.values()]
+        closer = lambda to_training, known, control: leak_test(torch.where(to_training, known, control + size), size, seed=seed)
+        leaks = {"pixels": closer(ssim[0] > ssim[1], *index), "features": closer(far[0].values < far[1].values, *(f.indices for f in far))}
+        manifold = manifold_scores(ref_features["training"][:n], features)
         return {"accuracy under the judge": (logits.argmax(1) == labels).double().mean().item(),
-                **{f"{measure} to nearest {name}": value.mean().item() for measure, pair in (("SSIM", ssim), ("PSNR", psnr), ("feature distance", far)) for name, value in zip(refs, pair)},
-                **{f"closer to training, {space}: {what}": value for space, pair in leaks.items() for what, value in zip(("AUC", "p"), pair)},
+                **{f"{measure} to nearest {name}": value.mean().item() for measure, pair in (("SSIM", ssim), ("PSNR", psnr), ("feature distance", [f.values for f in far])) for name, value in zip(refs, pair)},
+                **{f"closer to training, {space}: {what}": value for space, pair in leaks.items() for what, value in zip(("share", "p"), pair)},
                 "spread within classes / real": class_spread(images, labels) / truth, "Fréchet distance": frechet_distance(features, ref_features["training"]),
                 "coverage of training": manifold["coverage"], "precision": manifold["precision"]}
 
     return pd.DataFrame({name: column(*pair) for name, pair in sets.items()})
 
-# %% ../nbs/10_reconstruction.ipynb #f429a706
+# %% ../nbs/10_reconstruction.ipynb #3f48ce4a
 def triplets(
     samples: Samples,
     train: Split,
-    heldout: Split,         # as many images as `train` are used
+    heldout: Split,         # as many of either are used
     *,
     which: str = "best",    # by SSIM to a training image; or "typical", around the median
-    columns: int = 14,      # how many of each
+    columns: int = 14,      # how many of each, fewer where there are fewer samples
+    seed: int = 0,          # which images are used
 ) -> Tensor:                # [3 * columns, C, H, W] float in [0, 1], for `image_grid(..., nrow=columns)`
     "Reconstructions, then the nearest training images, then the nearest held-out images."
     if which not in ("best", "typical"): raise ValueError(f"which is {which!r}: expected 'best' or 'typical'")
-    images = samples.images.cpu()
-    known, control = to_float(train.images).cpu(), to_float(heldout.images[: len(train)]).cpu()
+    images, size = samples.images.cpu(), min(len(train), len(heldout))
+    known, control = (to_float(split_off(split, size, seed=seed)[0].images).cpu() for split in (train, heldout))
     index, ssim, _ = nearest(images, known)
     order = ssim.argsort(descending=True)
     start = 0 if which == "best" else max(0, (len(order) - columns) // 2)

@@ -6,7 +6,7 @@
 __all__ = ['SYMBOLS', 'WEIGHT_STEPS', 'SMALL_STEPS', 'TEMPERATURE_STEPS', 'GRID_SCRIPT', 'GRID_STYLE', 'RECENT', 'WRAP',
            'FOREVER', 'COPY_SCRIPT', 'labelled', 'step_slider', 'Controls', 'ImageGrid', 'png_bytes', 'Curves',
            'accuracy_bars', 'LiveLoop', 'Frame', 'recent_accuracy', 'Moment', 'InversionStudio', 'term_curves',
-           'in_words', 'replace_in_cell', 'nearest_image', 'CopyText', 'ReconstructionStudio', 'OODExplorer',
+           'in_words', 'replace_in_cell', 'nearest_images', 'CopyText', 'ReconstructionStudio', 'OODExplorer',
            'histograms']
 
 # %% ../nbs/11_widgets.ipynb #a9eb97f8
@@ -19,7 +19,7 @@ import weakref
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from functools import partial
 
 import anywidget
@@ -31,7 +31,7 @@ from torch import Tensor, nn
 
 from .classifier import FrozenClassifier
 from .conditioning import CONDITIONINGS
-from .data import ImageData, image_grid
+from .data import ImageData, image_grid, to_float
 from .inversion import InversionWeights, Inverter, Samples, as_frozen
 from .ood import ood_score
 from .reconstruction import Perturbation, ReconstructionObjective, ReconstructionWeights
@@ -284,6 +284,7 @@ class Frame:
     accuracy: Tensor   # [N] in [0, 1], of the last batches; NaN for a class that was not asked for
     overall: float     # the same over all classes, NaN before the first step
     curves: bytes      # PNG
+    nearest: bytes = b""  # PNG of the nearest real images, where they are shown
 
 # %% ../nbs/11_widgets.ipynb #acad5c6f
 RECENT = 20  # steps whose batches the accuracies are taken from
@@ -567,7 +568,7 @@ def fail(self: InversionStudio, error: Exception) -> None:
 @patch
 def close(self: InversionStudio) -> None:
     "Stop training, and take all widgets away."
-    self.loop.stop()
+    if loop := getattr(self, "loop", None): loop.stop()  # there is none where the constructor failed
     for widget in _below(self)[1:]: widget.close()
     widgets.VBox.close(self)
 
@@ -595,14 +596,16 @@ def replace_in_cell(
     _studios[cell] = studio
 
 # %% ../nbs/11_widgets.ipynb #a92143f9
-def nearest_image(
-    image: Tensor,         # [C, H, W] float in [0, 1]
-    images: Tensor,        # [n, C, H, W] uint8
-) -> tuple[int, float]:    # which, and the root mean squared difference of its pixels, in [0, 1]
-    "The image closest in pixels."
-    at = image.flatten()[None]
-    distances = torch.cat([torch.cdist(at, part.flatten(1).float() / 255)[0] for part in images.split(10_000)])
-    return int(distances.argmin()), float(distances.min()) / at.shape[1] ** 0.5
+def nearest_images(
+    images: Tensor,  # [n, C, H, W] float in [0, 1]
+    real: Tensor,    # [m, C, H, W] uint8, on the same device
+) -> tuple[Tensor, Tensor]:  # [n] int64 which of them, [n] the root mean squared difference of its pixels, in [0, 1]
+    "The real images closest in pixels."
+    at = images.flatten(1)
+    parts = real.split(max(1, 2**24 // at.shape[1]))  # as many as fit into memory easily
+    distances = torch.cat([torch.cdist(at, to_float(part).flatten(1)) for part in parts], 1)
+    nearest = distances.min(1)
+    return nearest.indices, nearest.values / at.shape[1] ** 0.5
 
 # %% ../nbs/11_widgets.ipynb #cc27675b
 @patch
@@ -622,7 +625,7 @@ def explain(self: InversionStudio) -> None:
 def beside(self: InversionStudio, image: Tensor) -> str:  # HTML
     "The nearest real image, in words and as a picture."
     train = self.data.train
-    k, distance = nearest_image(image.to(train.images.device), train.images)
+    k, distance = (found.item() for found in nearest_images(image[None].to(train.images.device), train.images))
     name = html.escape(self.class_names[int(train.labels[k])])
     picture = _big(train.images[k].cpu().float() / 255, f"a real image of class {name}")
     return f"nearest of {len(train):,} real images: <b>{name}</b>,<br>RMS difference {distance:.2f}{picture}"
@@ -693,9 +696,13 @@ class ReconstructionStudio(InversionStudio):
         perturb: Perturbation | None = None,            # to begin with
         **settings,                                     # `data`, `seed`, `columns`, ...: see `InversionStudio`
     ):
-        frozen, self.weights, self.perturb = as_frozen(classifier, shape, "auto"), weights or ReconstructionWeights(), perturb or Perturbation()
-        self.objective, self.more = ReconstructionObjective(frozen, self.weights), asdict(self.perturb)
-        super().__init__(frozen, weights=self.weights, **settings)
+        frozen = as_frozen(classifier, shape, "auto")
+        self.weights, self.perturb = replace(weights or ReconstructionWeights()), replace(perturb or Perturbation())
+        self.objective, self.more = ReconstructionObjective(frozen, self.weights, settings.get("amp", "auto")), asdict(self.perturb)
+        try: super().__init__(frozen, weights=self.weights, **settings)
+        except BaseException:
+            self.objective.close()
+            raise
 
     def build(self) -> Inverter:
         "A fresh inverter with the present settings."
@@ -707,14 +714,19 @@ class ReconstructionStudio(InversionStudio):
         for name in self.more: setattr(self.perturb, name, self.settings[name])
         super().apply(afresh=afresh)
 
+    def look(self, curves: bytes | None = None) -> Frame:
+        "Sample, measure and draw, and look for the nearest real images."
+        frame = super().look(curves)
+        if self.data is not None:
+            train = self.data.train.images
+            near = nearest_images(frame.samples.images.to(train.device), train)[0]
+            frame.nearest = png_bytes(to_float(train[near]).cpu(), frame.columns)
+        return frame
+
     def show(self, frame: Frame) -> None:
         "Put a frame on the screen, and the nearest real images below."
         super().show(frame)
-        if self.data is None: return
-        train = self.data.train.images.flatten(1).float() / 255
-        near = torch.cdist(frame.samples.images.flatten(1).to(train.device), train).argmin(1)
-        png = png_bytes(self.data.train.images[near].float().cpu() / 255, frame.columns)
-        self.below.value = f"nearest of {len(train):,} real images{_img(png, 'the nearest real image to each of the images above')}"
+        if frame.nearest: self.below.value = f"nearest of {len(self.data.train):,} real images{_img(frame.nearest, 'the nearest real image to each of the images above')}"
 
     def close(self) -> None:
         "Stop training, let the classifier alone, and take all widgets away."

@@ -1,6 +1,7 @@
 "Reconstruction: what the attacker may see, each term against a computation of its own, and whether a planted leak is found."
 import inspect
 import math
+import threading
 from dataclasses import fields, replace
 
 import pytest
@@ -14,8 +15,8 @@ from netinv.classifier import CNN, FrozenClassifier, train_classifier
 from netinv.data import ImageData, Split, load_data, to_float
 from netinv.inversion import Samples
 from netinv.losses import ce_loss
-from netinv.reconstruction import (InputTap, Perturbation, ReconstructionObjective, ReconstructionWeights, best_of, bn_loss, class_cosine_loss, closer_to,
-                                   frechet_distance, leading_directions, nearest, reconstruct, reconstruction_inverter, reconstruction_report,
+from netinv.reconstruction import (InputTap, Perturbation, ReconstructionObjective, ReconstructionWeights, best_of, bn_loss, class_cosine_loss,
+                                   frechet_distance, leading_directions, leak_test, nearest, reconstruct, reconstruction_inverter, reconstruction_report,
                                    remembering_layers, span_share, split_off, triplets)
 
 QUIET = {"progress": False, "amp": "off"}
@@ -144,7 +145,7 @@ def test_span_share_by_projection() -> None:
 
 
 def test_training_images_lie_in_the_span_of_the_updates(frozen: FrozenClassifier, digits: ImageData) -> None:
-    _, linear = remembering_layers(frozen.model)
+    _, linear = remembering_layers(frozen)
     tap = InputTap(linear)
     def share(images: Tensor) -> float:
         frozen(images)
@@ -157,18 +158,67 @@ def test_training_images_lie_in_the_span_of_the_updates(frozen: FrozenClassifier
     assert tap.take() == [None]
 
 
+def layers_of(model: nn.Module, shape: tuple[int, int, int]) -> tuple[list[nn.Module], list[nn.Linear]]:
+    return remembering_layers(FrozenClassifier(model.eval(), shape=shape, device="cpu"))
+
+
+class HeadFirst(nn.Module):
+    "Registers its head before its hidden layer, and a layer that it never uses last."
+    def __init__(self):
+        super().__init__()
+        self.head, self.hidden, self.spare = nn.Linear(12, 3), nn.Linear(81, 12), nn.Linear(5, 7)
+
+    def forward(self, x: Tensor) -> Tensor: return self.head(self.hidden(x.flatten(1)).relu())
+
+
 def test_the_head_is_left_out_where_there_is_another_layer() -> None:
-    norms, linear = remembering_layers(CNN((1, 28, 28), 10))
+    norms, linear = layers_of(CNN((1, 28, 28), 10), (1, 28, 28))
     assert len(norms) == 3 and [layer.out_features for layer in linear] == [128]
-    assert remembering_layers(nn.Sequential(nn.Flatten(), nn.Linear(4, 2)))[1][0].out_features == 2
-    assert remembering_layers(nn.BatchNorm2d(3, track_running_stats=False)) == ([], [])
+    assert [layer.out_features for layer in layers_of(HeadFirst(), (1, 9, 9))[1]] == [12]
+    assert [layer.out_features for layer in layers_of(nn.Sequential(nn.Flatten(), nn.Linear(81, 2)), (1, 9, 9))[1]] == [2]
+    assert layers_of(nn.Sequential(nn.BatchNorm2d(3, track_running_stats=False), nn.Flatten(), nn.Linear(243, 2)), (3, 9, 9))[0] == []
+
+
+def test_generators_trained_at_once_learn_what_each_learns_alone(frozen: FrozenClassifier) -> None:
+    first = []
+    for k in (1, 3):
+        inverter = reconstruction_inverter(frozen, n_generators=k, amp="off", weights=replace(ReconstructionWeights(), eta_grad=0.01, alpha=1.0, gamma=1.0), **SMALL)
+        inverter.fit(4, progress=False)
+        inverter.objective.close()
+        first.append(torch.cat([p.detach().flatten() for p in inverter.generators[0].parameters()]))
+    torch.testing.assert_close(*first, atol=1e-3, rtol=0)
+
+
+def test_a_failed_construction_leaves_no_hook(frozen: FrozenClassifier) -> None:
+    hooks = lambda: sum(len(m._forward_pre_hooks) for m in frozen.model.modules())
+    before = hooks()
+    with pytest.raises(ValueError, match="at least 2 images"): reconstruct(frozen, batch_size=1)
+    with pytest.raises(TypeError): reconstruct(frozen, widht=3)
+    with pytest.raises(ValueError, match="both must be at least 1"): reconstruct(frozen, n=0)
+    assert hooks() == before
+
+
+def test_a_checkpoint_of_other_weights_is_refused(frozen: FrozenClassifier, tmp_path) -> None:
+    reconstruct(frozen, steps=10, n=10, checkpoint_dir=tmp_path, **QUIET, **SMALL)
+    with pytest.raises(ValueError, match="was written with"):
+        reconstruct(frozen, steps=10, n=10, checkpoint_dir=tmp_path, resume=True, weights=ReconstructionWeights(eta_bn=0.0), **QUIET, **SMALL)
+
+
+def test_an_input_tap_is_not_confused_by_another_thread() -> None:
+    layer = nn.Linear(2, 2)
+    tap = InputTap([layer])
+    layer(torch.ones(1, 2))
+    other = threading.Thread(target=lambda: layer(torch.zeros(5, 2)))
+    other.start()
+    other.join()
+    assert torch.equal(tap.take()[0], torch.ones(1, 2))
 
 
 def test_class_cosine_against_a_loop() -> None:
     images, labels = torch.rand(2, 5, 1, 3, 3, dtype=torch.float64), torch.tensor([[0, 1, 0, 1, 2], [3, 3, 3, 0, 1]])
     pairs = [torch.cosine_similarity(images[k, i].flatten(), images[k, j].flatten(), dim=0).item()
              for k in range(2) for i in range(5) for j in range(5) if i != j and labels[k, i] == labels[k, j]]
-    assert class_cosine_loss(images, labels).item() == pytest.approx(sum(pairs) / len(pairs), rel=1e-9)
+    assert class_cosine_loss(images, labels).item() == pytest.approx((sum(pairs[:4]) / 4 + sum(pairs[4:]) / 6) / 2, rel=1e-9)
 
 
 def test_terms_without_weight_are_zero_and_the_others_are_what_they_say(frozen: FrozenClassifier) -> None:
@@ -228,8 +278,8 @@ def test_a_planted_leak_is_found_and_none_where_there_is_none(digits: ImageData,
     noise = 0.05 * torch.randn(n, *digits.shape, generator=torch.Generator().manual_seed(0))
     copies = Samples((to_float(train.images[:n]) + noise).clamp(0, 1), train.labels[:n], *[torch.zeros(n, 1)] * 2, torch.zeros(n))
     report = reconstruction_report(copies, train, unseen, judge=frozen)
-    assert report.samples["closer to training, pixels: AUC"] > 0.95 and report.samples["closer to training, pixels: p"] < 1e-6
-    assert 0.3 < report.real["closer to training, pixels: AUC"] < 0.7 and report.real["closer to training, pixels: p"] > 1e-3
+    assert report.samples["closer to training, pixels: share"] > 0.95 and report.samples["closer to training, pixels: p"] < 1e-3
+    assert 0.3 < report.real["closer to training, pixels: share"] < 0.7 and report.real["closer to training, pixels: p"] > 1e-3
     assert report.samples["spread within classes / real"] == pytest.approx(1, abs=0.1) and report.notna().all().all()
 
 
@@ -239,9 +289,35 @@ def test_a_report_needs_enough_images(digits: ImageData, unseen: Split, frozen: 
     with pytest.raises(ValueError, match="expected 'best' or 'typical'"): triplets(None, few, unseen, which="worst")
 
 
-def test_closer_to_is_fair_to_ties() -> None:
-    x = torch.rand(30)
-    assert closer_to(x, x) == (0.5, 1.0)
+def test_the_leak_test_knows_certain_cases() -> None:
+    assert leak_test(torch.zeros(30, dtype=torch.long), 10)[0] == 1 and leak_test(torch.zeros(30, dtype=torch.long), 10)[1] > 0.3  # one mode says nothing
+    assert leak_test(torch.arange(40), 40) == (1.0, pytest.approx(1 / 10_001))
+    assert leak_test(torch.arange(80), 40)[0] == 0.5 and leak_test(torch.arange(40, 80), 40) == (0.0, 1.0)
+
+
+def test_rotations_keep_distances_in_images_that_are_not_square() -> None:
+    wide = torch.zeros(1, 1, 20, 80)
+    maps = Perturbation(0, 0, 1.0, 0).maps(wide, torch.Generator().manual_seed(1))[0]  # [H, W, 2] in units of half the sides
+    at = maps[8:12, 38:42] * torch.tensor([40.0, 10.0])  # in pixels, near the middle
+    torch.testing.assert_close((at[:, 1:] - at[:, :-1]).norm(dim=-1), torch.ones(4, 3), atol=1e-4, rtol=0)
+    torch.testing.assert_close((at[1:] - at[:-1]).norm(dim=-1), torch.ones(3, 4), atol=1e-4, rtol=0)
+
+
+class Attention(nn.Module):
+    "Rows of the image as tokens."
+    def __init__(self):
+        super().__init__()
+        self.layer, self.head = nn.TransformerEncoderLayer(28, 4, 32, batch_first=True), nn.Linear(28, 10)
+
+    def forward(self, x: Tensor) -> Tensor: return self.head(self.layer(x[:, 0]).mean(1))
+
+
+def test_attention_has_a_gradient_norm_and_a_stationarity() -> None:
+    torch.manual_seed(0)
+    model = Attention().eval()
+    found = reconstruct(model, shape=(1, 28, 28), device="cpu", recipe="paper", steps=2, n=10, **QUIET, **SMALL)
+    assert found.images.isfinite().all()
+    assert stationarity_loss(model, torch.rand(4, 1, 28, 28), torch.arange(4), torch.ones(4)).isfinite()
 
 
 def test_triplets_show_copies_beside_their_originals(digits: ImageData, unseen: Split) -> None:

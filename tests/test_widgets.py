@@ -13,7 +13,7 @@ from netinv.classifier import FrozenClassifier
 from netinv.data import load_data
 from netinv.inversion import InversionWeights, Inverter
 from netinv.reconstruction import Perturbation, ReconstructionWeights
-from netinv.widgets import InversionStudio, OODExplorer, ReconstructionStudio, nearest_image, replace_in_cell
+from netinv.widgets import InversionStudio, OODExplorer, ReconstructionStudio, nearest_images, replace_in_cell
 
 
 @pytest.fixture
@@ -161,7 +161,8 @@ def test_start_without_an_event_loop_says_so(studio: InversionStudio) -> None:
 
 def test_nearest_image_is_the_nearest() -> None:
     images = torch.randint(0, 256, (50, 3, 5, 4), dtype=torch.uint8)
-    assert nearest_image(images[17].float() / 255, images) == (17, pytest.approx(0, abs=1e-3))
+    index, distance = nearest_images(images[[17, 3]].float() / 255, images)
+    assert index.tolist() == [17, 3] and distance.max() < 1e-3
 
 
 def test_the_explorer_counts_what_its_threshold_does() -> None:
