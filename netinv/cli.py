@@ -11,6 +11,7 @@ __all__ = ['EXPONENTIAL', 'UsageError', 'RunFailed', 'notebooks', 'find_notebook
 # %% ../nbs/12_cli.ipynb #881cb870
 import argparse
 import ast
+import copyreg
 import difflib
 import importlib
 import json
@@ -336,10 +337,13 @@ def run_tasks(
     jobs: int = 1,         # tasks at once on a CPU, each with its share of the threads
 ) -> dict[tuple, tuple[dict, dict[str, "Tensor"]]]:  # by task
     "All tasks, each done once."
+    import torch
     from joblib import Parallel, delayed
 
     from netinv.data import pick_device
 
+    # A function that names torch and any attribute `classes` is taken to need `torch.classes`, which has no pickle of its own.
+    copyreg.pickle(type(torch.classes), lambda _: (getattr, (torch, "classes")))
     if pick_device().type != "cpu": jobs = 1
     settings = json.loads(json.dumps(settings))  # as a file gives them back
     done = Parallel(n_jobs=jobs)(delayed(_once)(work, task, Path(folder), settings, resume, jobs) for task in tasks)
