@@ -126,7 +126,9 @@ def image_grid(
     if images.is_floating_point(): images = (images.float().nan_to_num().clamp(0, 1) * 255).round().byte()
     grid = make_grid(images, nrow=nrow, padding=padding, pad_value=255)  # [3, H', W']
     grid = grid.repeat_interleave(scale, 1).repeat_interleave(scale, 2)
-    return Image.fromarray(grid.permute(1, 2, 0).contiguous().numpy())
+    picture = Image.fromarray(grid.permute(1, 2, 0).contiguous().numpy())
+    picture._repr_jpeg_ = lambda: None  # a notebook would store every picture twice
+    return picture
 
 # %% ../nbs/00_data.ipynb #2a239b89
 @dataclass(frozen=True, eq=False)
