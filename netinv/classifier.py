@@ -25,6 +25,7 @@ from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
+from fastcore.basics import patch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
@@ -470,29 +471,59 @@ def _pooled(
     if isinstance(module, nn.Conv2d): return x.flatten(2).mean(2)
     return x.flatten(1, -2).mean(1) if x.ndim > 2 else x
 
-# %% ../nbs/01_classifier.ipynb #28e87fcc
+# %% ../nbs/01_classifier.ipynb #c8b2176b
+def _unpooled(
+    module: nn.Module,
+    features: Tensor,  # [B, D]
+    like: Tensor,      # what the head is given otherwise
+) -> Tensor:           # the same features at all positions
+    "What has these features when it is averaged over positions."
+    axis = 1 if isinstance(module, nn.Conv2d) else -1
+    ones = [1] * (like.ndim - 2)
+    shape = (len(features), -1, *ones) if axis == 1 else (len(features), *ones, features.shape[1])
+    size = [len(features), *like.shape[1:]]
+    return features.to(like.dtype).reshape(shape).expand(size)
+
+# %% ../nbs/01_classifier.ipynb #b156814b
 class FeatureTap:
-    "Fetches the features from a layer, one batch at a time."
+    "Fetches the features from a layer, one batch at a time, or puts others in their place."
 
     def __init__(
         self,
         module: nn.Module,
         side: str,  # "input" or "output"
     ):
-        self.kept = {}
+        self.kept, self.given = {}, {}
         if side == "input": module.register_forward_pre_hook(self._keep_input)
         else: module.register_forward_hook(self._keep_output)
 
-    def _keep_input(self, module, inputs) -> None: self.kept[threading.get_ident()] = _pooled(module, inputs[0])
+    def _keep_input(self, module, inputs) -> tuple:
+        x, mine = inputs[0], threading.get_ident()
+        if mine in self.given: x = _unpooled(module, self.given[mine], x)
+        self.kept[mine] = _pooled(module, x)
+        return x, *inputs[1:]
 
-    def _keep_output(self, module, inputs, output) -> None:
-        self.kept[threading.get_ident()] = output.flatten(1).clone()
+    def _keep_output(self, module, inputs, output) -> Tensor:
+        mine = threading.get_ident()
+        if mine in self.given: output = self.given[mine].to(output.dtype).reshape(-1, *output.shape[1:])
+        self.kept[mine] = output.flatten(1).clone()
+        return output
 
     def take(self) -> Tensor:  # [B, D]
         "The features of this thread's latest pass."
         return self.kept.pop(threading.get_ident())
 
-# %% ../nbs/01_classifier.ipynb #02d88707
+    @contextmanager
+    def instead(
+        self,
+        features: Tensor,  # [B, D]
+    ) -> Iterator[None]:
+        "While it lasts, later layers are given these features in this thread."
+        self.given[threading.get_ident()] = features
+        try: yield
+        finally: del self.given[threading.get_ident()]
+
+# %% ../nbs/01_classifier.ipynb #6bbdfd46
 def named_features(
     model: nn.Module,
     run: Callable[[], Any],  # uses `model` once, with a batch of `batch` images
@@ -512,7 +543,7 @@ def named_features(
         raise ValueError(f"layer {name!r} gives {got}, expected a tensor [{batch}, ...]: give another one as features")
     return calls[-1]
 
-# %% ../nbs/01_classifier.ipynb #4ae9849a
+# %% ../nbs/01_classifier.ipynb #dfefcdb6
 def drop_watching_hooks(
     model: nn.Module,           # a frozen copy
     run: Callable[[], Tensor],  # its logits on a probe
@@ -528,7 +559,7 @@ def drop_watching_hooks(
     if not needless:
         for h, before in zip(hooks, kept): h.update(before)
 
-# %% ../nbs/01_classifier.ipynb #7118d379
+# %% ../nbs/01_classifier.ipynb #28890dfa
 def lay_channels_last(
     model: nn.Module,           # a frozen copy
     run: Callable[[], Tensor],  # its outputs for a probe
@@ -541,21 +572,21 @@ def lay_channels_last(
     except ValueError: fits = False
     if not fits: model.to(memory_format=torch.contiguous_format)
 
-# %% ../nbs/01_classifier.ipynb #719e3c2e
+# %% ../nbs/01_classifier.ipynb #7a1da14f
 def are_probabilities(
     outputs: Tensor,  # [B, N]
 ) -> bool:
     "Whether each row is a probability distribution, to within rounding."
     return bool((outputs >= 0).all() and ((outputs.sum(1) - 1).abs() < 1e-2).all())
 
-# %% ../nbs/01_classifier.ipynb #7a1da14f
+# %% ../nbs/01_classifier.ipynb #ce5a361a
 def log_probabilities(
     outputs: Tensor,  # [B, N] in [0, 1]
 ) -> Tensor:          # [B, N], at least -87.4
     "Logits whose softmax is `outputs`."
     return outputs.clamp_min(torch.finfo(torch.float32).tiny).log()
 
-# %% ../nbs/01_classifier.ipynb #3f604b71
+# %% ../nbs/01_classifier.ipynb #dd6277ae
 def examine_classifier(
     model: nn.Module,                     # a frozen copy
     forward: Callable[[Tensor], Tensor],  # `model` after its preprocessing
@@ -573,7 +604,7 @@ def examine_classifier(
         warnings.warn("the classifier returns probabilities: their logarithms serve as logits", stacklevel=3)
     return outputs
 
-# %% ../nbs/01_classifier.ipynb #dd6277ae
+# %% ../nbs/01_classifier.ipynb #ce4cd60b
 def tap_features(
     model: nn.Module,           # a frozen copy
     run: Callable[[], Tensor],  # its outputs for the probe
@@ -587,13 +618,13 @@ def tap_features(
     if call is None: return None, "logits"
     return FeatureTap(call.module, side), f"{side} of {call.name or 'the model'}"
 
-# %% ../nbs/01_classifier.ipynb #d549e890
+# %% ../nbs/01_classifier.ipynb #ffbef9f3
 class ClassifierOutput(NamedTuple):
     "What a `FrozenClassifier` says about a batch of images."
     logits: Tensor    # [B, N] float32
     features: Tensor  # [B, D] float32, the last hidden layer
 
-# %% ../nbs/01_classifier.ipynb #ffbef9f3
+# %% ../nbs/01_classifier.ipynb #c87bc39a
 class FrozenClassifier:
     "A frozen copy of any classifier, checked, its features at hand (section 3.1); a `ValueError` if it is unfit."
 
@@ -618,6 +649,7 @@ class FrozenClassifier:
             self.tap, self.feature_layer = tap_features(self.model, lambda: self._forward(probe), outputs, features)
             self.from_probabilities = are_probabilities(outputs)
             self.n_classes, self.feature_dim = outputs.shape[1], self(probe).features.shape[1]
+        self.alone = None  # not known until `head` is used
         never = outputs == (0 if self.from_probabilities else -math.inf)
         self.unreachable = never.all(0).nonzero().flatten().tolist()
 
@@ -638,7 +670,7 @@ class FrozenClassifier:
 
     def __repr__(self) -> str: return _describe(self)
 
-# %% ../nbs/01_classifier.ipynb #c87bc39a
+# %% ../nbs/01_classifier.ipynb #47441e33
 def _describe(
     classifier: FrozenClassifier,
 ) -> str:
@@ -648,7 +680,47 @@ def _describe(
     never = f", unreachable: {classifier.unreachable}" if classifier.unreachable else ""
     return f"FrozenClassifier({type(classifier.model).__name__}: {sizes}{never}, {classifier.device})"
 
-# %% ../nbs/01_classifier.ipynb #1aa025d1
+# %% ../nbs/01_classifier.ipynb #e0f9ce07
+@patch
+def _tail(
+    self: FrozenClassifier,
+    features: Tensor,  # [B, D]
+    alone: bool,       # whether one image is enough
+) -> Tensor:           # [B, N]
+    "Logits of a pass in which `features` take the place of the image's own."
+    image = probe_images(self.shape, self.device)[:1]
+    with self.tap.instead(features): outputs = self._forward(image if alone else image.expand(len(features), -1, -1, -1)).float()
+    self.tap.take()
+    return log_probabilities(outputs) if self.from_probabilities else outputs
+
+# %% ../nbs/01_classifier.ipynb #69662d91
+@patch
+def _lets_one_do(
+    self: FrozenClassifier,
+) -> bool:
+    "Whether one image carries a batch of features; a `ValueError` if the logits are no function of the features."
+    with torch.no_grad():
+        logits, features = self(probe_images(self.shape, self.device))
+        for alone in (True, False):
+            try: found = self._tail(features, alone)
+            except (RuntimeError, ValueError): continue
+            if _same(found, logits): return alone
+    raise ValueError(f"the logits depend on more than the features ({self.feature_layer}): give a later layer as features")
+
+# %% ../nbs/01_classifier.ipynb #d8c06b7d
+@patch
+def head(
+    self: FrozenClassifier,
+    features: Tensor,  # [B, D] float
+) -> Tensor:           # [B, N] float32 logits, with gradients to `features`
+    "What the classifier answers to features; a `ValueError` if its answer depends on more than those."
+    if features.ndim != 2 or features.shape[1] != self.feature_dim:
+        raise ValueError(f"the classifier has features [B, {self.feature_dim}], got {list(features.shape)}")
+    if self.tap is None: return features
+    if self.alone is None: self.alone = self._lets_one_do()
+    return self._tail(features.to(self.device), self.alone)
+
+# %% ../nbs/01_classifier.ipynb #bf9cb266
 def save_weights(
     model: nn.Module,
     path: str | os.PathLike,  # must end in .safetensors
@@ -659,7 +731,7 @@ def save_weights(
         raise ValueError(f"weights are saved as safetensors: call the file {name}")
     save_tensors(path, model.state_dict(), {"model": type(model).__name__})
 
-# %% ../nbs/01_classifier.ipynb #cbe8f09e
+# %% ../nbs/01_classifier.ipynb #1ad85650
 def _read_weights(
     path: Path,
 ) -> dict[str, Tensor]:
@@ -677,7 +749,7 @@ def _read_weights(
         raise ValueError(f"{path} does not hold a state dict of tensors: save model.state_dict()")
     return content
 
-# %% ../nbs/01_classifier.ipynb #9eee97cf
+# %% ../nbs/01_classifier.ipynb #f0d25012
 def _misfits(
     wanted: dict[str, Tensor],  # the model's
     state: dict[str, Tensor],   # the file's
@@ -693,12 +765,12 @@ def _misfits(
     }
     return "; ".join(f"{kind}: {_some(names)}" for kind, names in kinds.items() if names)
 
-# %% ../nbs/01_classifier.ipynb #4c610984
+# %% ../nbs/01_classifier.ipynb #97f26702
 def _some(names: list[str]) -> str:
     "The first three of a list, and how many more there are."
     return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
-# %% ../nbs/01_classifier.ipynb #b732d110
+# %% ../nbs/01_classifier.ipynb #c2184f74
 def load_weights(
     model: nn.Module,
     path: str | os.PathLike,  # .safetensors, or a state dict in .pt or .pth

@@ -8,7 +8,7 @@ import warnings
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 
 from netinv.classifier import (
     CNN,
@@ -604,3 +604,28 @@ def test_unfit_weights_change_nothing(tmp_path):
     with pytest.raises(ValueError, match="call the file w.safetensors"):
         save_weights(model, tmp_path / "w.pt")
     assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
+
+
+class Batchwise(nn.Module):
+    "Remembers the size of the batch, as many networks with tokens do."
+    def __init__(self):
+        super().__init__()
+        self.hidden, self.head = nn.Linear(16, 6), nn.Linear(6, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        batch = len(x)
+        return self.head(self.hidden(x.flatten(1)).relu()).view(batch, 3)
+
+
+@pytest.mark.parametrize("model", [Batchwise(), nn.Sequential(nn.Flatten(), nn.Linear(16, 6), nn.ReLU(), nn.Linear(6, 3), nn.Softmax(1)),
+                                   nn.Sequential(nn.Conv2d(1, 6, 3), nn.ReLU(), nn.Conv2d(6, 3, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten())])
+def test_the_head_alone_answers_as_the_whole(model: nn.Module):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        frozen = FrozenClassifier(model.eval(), shape=(1, 4, 4), device="cpu")
+    logits, features = frozen(torch.rand(20, 1, 4, 4))
+    assert torch.allclose(frozen.head(features), logits, atol=1e-5)
+    other = torch.randn(7, frozen.feature_dim, requires_grad=True)
+    frozen.head(other).sum().backward()
+    assert other.grad.abs().sum() > 0
+    assert torch.allclose(frozen(torch.zeros(1, 1, 4, 4)).logits, frozen.head(frozen(torch.zeros(1, 1, 4, 4)).features), atol=1e-5)  # and nothing has stayed behind
