@@ -65,10 +65,12 @@ class Plane:
 def check_features(
     features: Tensor,  # [n, D]
     least: int = 3,    # rows that are needed
+    wide: int = 1,     # features that are needed
 ) -> np.ndarray:       # [n, D] float64
     "Features as an array; a `ValueError` for too few, for numbers that are not finite, and for rows all alike."
     x = torch.as_tensor(features).detach().cpu().double()
     if x.ndim != 2: raise ValueError(f"features are {list(x.shape)}: expected one row for each image, [n, D]")
+    if x.shape[1] < wide: raise ValueError(f"features of {x.shape[1]} numbers are too short: give at least {wide}")
     if len(x) < least: raise ValueError(f"{len(x)} samples are too few: give at least {least}")
     bad = int((~x.isfinite()).any(1).sum())
     if bad: raise ValueError(f"{bad} of {len(x)} rows of features hold NaN or infinity: leave those images out, or look for what made them")
@@ -82,8 +84,7 @@ def pca_plane(
     "The plane of the first two principal components; a `ValueError` for features that have none."
     from sklearn.decomposition import PCA
 
-    x = check_features(features)
-    if x.shape[1] < 2: raise ValueError(f"a plane needs 2 features or more, got {x.shape[1]}")
+    x = check_features(features, wide=2)
     axes = torch.from_numpy(PCA(2, svd_solver="full").fit(x).components_)
     return Plane("principal components", torch.from_numpy(x.mean(0)), axes, axes)
 
@@ -102,7 +103,7 @@ def means_plane(
     if missing: raise ValueError(f"classes {missing} have no samples: choose among {labels.unique().tolist()}")
     if len(set(classes)) < 2: raise ValueError(f"discriminants need two classes or more, got {classes}: use pca_plane for one")
     chosen = torch.isin(labels, torch.tensor(classes))
-    x, y = check_features(features[chosen.to(features.device)], 2 * len(classes)), labels[chosen].numpy()
+    x, y = check_features(features[chosen.to(features.device)], 2 * len(classes), wide=2), labels[chosen].numpy()
     fit = LinearDiscriminantAnalysis(solver="lsqr", shrinkage="auto").fit(x, y)
     means, lower = torch.from_numpy(fit.means_), torch.linalg.cholesky(torch.from_numpy(fit.covariance_))
     centre = means.mean(0)
@@ -227,7 +228,7 @@ def tsne_points(
     return torch.from_numpy(points).double(), float(trustworthiness(x, points, n_neighbors=min(10, len(x) // 2 - 1)))
 
 # %% ../nbs/07_interpretability.ipynb #68d43cd0
-PAGE = """<!doctype html><meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>Images behind the dots</title>
+PAGE = """<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>Images behind the dots</title>
 <style>
   :root { color-scheme: light dark; font: 13px/1.4 system-ui, sans-serif; --ink: #222; --paper: #fff; --line: #ccc; }
   @media (prefers-color-scheme: dark) { :root { --ink: #ddd; --paper: #1c1c1e; --line: #555; } }
@@ -239,15 +240,18 @@ PAGE = """<!doctype html><meta charset="utf-8"><meta name="viewport" content="wi
   aside { padding: .4rem .6rem; overflow: auto; border-left: 1px solid var(--line); }
   #image { width: 9.5rem; height: 9.5rem; background-color: #8883; background-repeat: no-repeat; image-rendering: pixelated; }
   table { margin: .4rem 0; border-spacing: 0; } td:first-child { padding-right: .6em; opacity: .65; }
+  main { display: contents; } #legend { columns: 2; column-gap: .5rem; white-space: nowrap; }
   #legend button { display: block; width: 100%; padding: .1rem 0; border: 0; background: none; color: inherit; font: inherit; text-align: left; cursor: pointer; }
   #legend button[aria-pressed="false"] { opacity: .35; }
   #legend i { display: inline-block; width: .8em; height: .8em; margin-right: .4em; border-radius: 50%; }
   .dot { stroke: var(--paper); stroke-width: 1; vector-effect: non-scaling-stroke; } .dot.on { stroke: var(--ink); stroke-width: 2.5; }
   @media (max-width: 420px) { body { grid-template: auto 1fr auto / 1fr; } h1 { grid-column: 1; } aside { border: 0; border-top: 1px solid var(--line); max-height: 11rem; display: flex; gap: .6rem; } #image { flex: none; width: 6rem; height: 6rem; } }
 </style>
+<main>
 <h1></h1>
 <svg tabindex="0" role="application" aria-label="Scatter plot: point at a dot, or use the arrow keys, to see its image"></svg>
-<aside><div id="image" role="img"></div><table aria-live="polite"><tr><td>Point at a dot</table><div id="legend" role="group" aria-label="classes"></div></aside>
+<aside><div id="image" role="img" aria-label="no image yet"></div><table aria-live="polite"><tr><td>Point at a dot</table><div id="legend" role="group" aria-label="classes"></div></aside>
+</main>
 <script>
 const D = DATA;
 DRAW
@@ -338,8 +342,8 @@ def thumbnails(
     if x.shape[1] not in (1, 3): x = x[:, :1]
     if max(x.shape[2:]) > side: x = torch.nn.functional.interpolate(x, scale_factor=side / max(x.shape[2:]), mode="area")
     columns, buffer = int(np.ceil(len(x) ** 0.5)), io.BytesIO()
-    image_grid(x, nrow=columns, scale=1, padding=0).save(buffer, "PNG", optimize=True)
-    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode(), (columns, x.shape[3], x.shape[2])
+    image_grid(x, nrow=columns, scale=1, padding=0).save(buffer, "WEBP", quality=85)
+    return "data:image/webp;base64," + base64.b64encode(buffer.getvalue()).decode(), (columns, x.shape[3], x.shape[2])
 
 # %% ../nbs/07_interpretability.ipynb #a9ea4381
 class HoverScatter:
@@ -381,7 +385,7 @@ class HoverScatter:
         write_atomic(Path(path), self.page())
 
     def _repr_html_(self) -> str:
-        return f'<iframe title="{html.escape(self.data["title"] or "scatter plot")}" srcdoc="{html.escape(self.page())}" style="width:100%;height:480px;border:0"></iframe>'
+        return f'<iframe title="{html.escape(self.data["title"] or "scatter plot")}" srcdoc="{html.escape(self.page())}" style="width:100%;height:500px;border:0"></iframe>'
 
 # %% ../nbs/07_interpretability.ipynb #205c957f
 def describe_images(
@@ -414,6 +418,7 @@ def count_clusters(
     from threadpoolctl import threadpool_limits
 
     if method not in ("silhouette", "hdbscan"): raise ValueError(f"method is {method!r}: expected 'silhouette' or 'hdbscan'")
+    if len(features) >= 20 and (features == features[0]).all(): return 1  # a single point
     x = unit_rows(torch.from_numpy(check_features(features, 20))).numpy()
     z = PCA(min(8, x.shape[1]), svd_solver="full").fit_transform(x)
     if method == "hdbscan":

@@ -52,8 +52,8 @@ class SparseAutoencoder(nn.Module):
         return F.normalize(self.decoder, dim=1)
 
     def standard(self, features: Tensor) -> Tensor:
-        "Features as the network sees them: centred, with a mean squared entry of one."
-        return (features - self.mean) / self.scale
+        "Features as the network sees them: on its device, centred, with a mean squared entry of one."
+        return (features.to(self.mean) - self.mean) / self.scale
 
     def encode(
         self,
@@ -179,7 +179,7 @@ def sae_report(
     "What an autoencoder keeps of the features, in the field's terms."
     import pandas as pd
 
-    x, labels = seen.features.to(classifier.device), seen.labels.to(classifier.device)
+    x, labels = seen.features.to(sae.mean), seen.labels.to(classifier.device)
     z, back, mean = sae.encode(x), sae(x), sae.mean.expand_as(x)
     loss = [F.cross_entropy(classifier.head(f), labels).item() for f in (x, back, mean)]
     hit = [(classifier.head(f).argmax(1) == labels).double().mean().item() for f in (x, back)]
@@ -187,7 +187,7 @@ def sae_report(
                       "dead latents": (z == 0).all(0).double().mean().item(), "accuracy": hit[0], "accuracy through it": hit[1],
                       "loss recovered": (loss[2] - loss[1]) / max(loss[2] - loss[0], 1e-12)})
 
-# %% ../nbs/08_sparse_autoencoder.ipynb #c68c4f55
+# %% ../nbs/08_sparse_autoencoder.ipynb #d4b21978
 @torch.no_grad()
 def latent_table(
     sae: SparseAutoencoder,
@@ -208,7 +208,7 @@ def latent_table(
                          "class": [names[k] if a else "" for k, a in zip(order[:, 0].tolist(), alive)], "share": sizes[:, 0].numpy(),
                          "classes": [", ".join(names[k] for k in ks[:m]) if a else "" for ks, m, a in zip(order.tolist(), needed.tolist(), alive)]}).rename_axis("latent")
 
-# %% ../nbs/08_sparse_autoencoder.ipynb #d4b21978
+# %% ../nbs/08_sparse_autoencoder.ipynb #38f6c561
 @torch.no_grad()
 def top_images(
     sae: SparseAutoencoder,
@@ -226,7 +226,7 @@ def top_images(
         columns.append(F.pad(found, (0, 0) * 4 + (0, per_latent - len(found))))
     return torch.cat(columns).transpose(0, 1).flatten(0, 1)
 
-# %% ../nbs/08_sparse_autoencoder.ipynb #d0f1ded6
+# %% ../nbs/08_sparse_autoencoder.ipynb #97b1d195
 @patch
 def save(
     self: SparseAutoencoder,
@@ -236,7 +236,7 @@ def save(
     about = {"kind": self.kind, "k": str(self.k), "names": json.dumps(self.names)}
     save_tensors(path, self.state_dict(), about)
 
-# %% ../nbs/08_sparse_autoencoder.ipynb #97b1d195
+# %% ../nbs/08_sparse_autoencoder.ipynb #3832bc1c
 def load_sae(
     path: str | os.PathLike,
 ) -> SparseAutoencoder:
@@ -249,7 +249,7 @@ def load_sae(
     sae.names = {int(j): name for j, name in json.loads(about["names"]).items()}
     return sae.eval().requires_grad_(False)
 
-# %% ../nbs/08_sparse_autoencoder.ipynb #9eddd823
+# %% ../nbs/08_sparse_autoencoder.ipynb #f75ef2ea
 def mean_jaccard(
     a: Tensor,  # [n, L] bool, active latents
     b: Tensor,  # [m, L] bool
@@ -261,7 +261,7 @@ def mean_jaccard(
     if a is not b: return index.mean().item()
     return ((index.sum() - index.diagonal().sum()) / (len(a) * (len(a) - 1))).item() if len(a) > 1 else float("nan")
 
-# %% ../nbs/08_sparse_autoencoder.ipynb #f75ef2ea
+# %% ../nbs/08_sparse_autoencoder.ipynb #4fe58258
 @torch.no_grad()
 def compare_latents(
     sae: SparseAutoencoder,
@@ -284,7 +284,7 @@ def compare_latents(
                                               "differ most": ", ".join(f"{j}: {rates[0][j]:.0%} → {rates[1][j]:.0%}" for j in differ)}
     return pd.DataFrame.from_dict(rows, orient="index").rename_axis("class")
 
-# %% ../nbs/08_sparse_autoencoder.ipynb #796cca74
+# %% ../nbs/08_sparse_autoencoder.ipynb #6db47d47
 class AnomalyDetector:
     "Scores images by how unlike training images their features are."
     def __init__(
@@ -303,7 +303,7 @@ class AnomalyDetector:
     @torch.no_grad()
     def parts(self, seen: Observed) -> Tensor:  # [n, 2] error, pattern
         "The two scores as they are."
-        x = seen.features
+        x = seen.features.to(self.sae.mean)
         left, drive = (x - self.sae(x)).square().sum(1), self.sae.drive(x)
         error = (left / (x - self.sae.mean).square().sum(1).clamp(min=1e-12)).clamp(min=1e-12).log().double().cpu()
         active, rates = (drive > 0).double().cpu(), self.rates[seen.probs.argmax(1).cpu()]
@@ -320,7 +320,7 @@ class AnomalyDetector:
         both = ((parts - self.centre) / self.spread).sum(1)
         return pd.DataFrame({"error": parts[:, 0], "pattern": parts[:, 1], "both": both, "doubt": 1 - seen.probs.max(1).values.double().cpu()})
 
-# %% ../nbs/08_sparse_autoencoder.ipynb #76d37990
+# %% ../nbs/08_sparse_autoencoder.ipynb #42e98f53
 def anomaly_table(
     detector: AnomalyDetector,
     normal: Observed,   # images that are not strange, and not those the detector has been given

@@ -91,7 +91,7 @@ def test_a_plane_is_drawn_with_its_faithfulness(linear: FrozenClassifier):
 
 
 @pytest.mark.parametrize(("features", "says"), [
-    (torch.randn(2, 4), "2 samples are too few: give at least 3"), (torch.ones(9, 4), "all rows of features are the same"), (torch.randn(9, 1), "2 features or more, got 1"),
+    (torch.randn(2, 4), "2 samples are too few: give at least 3"), (torch.ones(9, 4), "all rows of features are the same"), (torch.randn(9, 1), "features of 1 numbers are too short: give at least 2"),
     (torch.tensor([[1.0, torch.nan]] * 3 + [[0.0, 1.0]] * 3), "3 of 6 rows of features hold NaN or infinity"), (torch.randn(4, 2, 2), "expected one row for each image")])
 def test_bad_features_get_a_sentence(features: Tensor, says: str):
     with pytest.raises(ValueError, match=re.escape(says)): pca_plane(features)
@@ -111,6 +111,10 @@ def test_clusters_of_known_number_are_counted(k: int, dim: int):
     x = rng.normal(size=(200, max(dim, k))) + 25
     x = torch.from_numpy(x + 9 * np.eye(x.shape[1])[np.arange(200) % k] * (k > 1))
     assert count_clusters(x) == k
+
+
+def test_a_class_that_has_collapsed_is_one_cluster():
+    assert count_clusters(torch.ones(30, 4)) == count_clusters(torch.ones(30, 4), "hdbscan") == 1
 
 
 def test_one_cloud_is_seldom_split():
@@ -168,15 +172,15 @@ def test_pointing_at_a_dot_shows_its_image(chromium, tmp_path: Path):
     with noting(chromium) as (page, errors, asked):
         page.set_viewport_size({"width": 800, "height": 500})
         page.goto((tmp_path / "dots.html").as_uri())
-        box = page.locator("body > svg").bounding_box()
+        box = page.locator("main > svg").bounding_box()
         page.mouse.move(box["x"] + 14, box["y"] + 14)  # top left
         assert page.locator("table td").all_inner_texts() == ["label", "two", "set", "inverted"]
         assert page.locator("#image").get_attribute("aria-label") == "image two, inverted"
-        page.locator("body > svg").focus()
+        page.locator("main > svg").focus()
         page.keyboard.press("ArrowRight")
         assert "<b>three</b>" in page.locator("table").inner_text()
         page.get_by_role("button", name="two").click()
-        page.locator("body > svg").focus()
+        page.locator("main > svg").focus()
         page.keyboard.press("ArrowLeft")
         assert "two" not in page.locator("table").inner_text()
         assert errors == [] and all(url.startswith(("file:", "data:")) for url in asked)

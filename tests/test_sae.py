@@ -81,6 +81,11 @@ def test_the_report_is_what_it_says(kind: str, linear: FrozenClassifier):
     if kind == "topk": assert found["L0"] <= 4
 
 
+def test_features_of_any_precision_will_do(sae: SparseAutoencoder):
+    x, _ = planted(20)
+    assert torch.equal(sae(x.double()), sae(x))
+
+
 def test_a_higher_price_makes_fewer_active():
     x, _ = planted(800)
     counts = [(train_sae(x, n_latents=40, kind="l1", l1=price, steps=300, **QUIET).encode(x) > 0).double().sum(1).mean() for price in (0.001, 0.05, 0.5)]
