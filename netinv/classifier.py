@@ -703,7 +703,7 @@ def _lets_one_do(
         logits, features = self(probe_images(self.shape, self.device))
         for alone in (True, False):
             try: found = self._tail(features, alone)
-            except (RuntimeError, ValueError): continue
+            except Exception: continue  # whatever a network says to a batch that changes its size on the way
             if _same(found, logits): return alone
     raise ValueError(f"the logits depend on more than the features ({self.feature_layer}): give a later layer as features")
 
@@ -716,9 +716,10 @@ def head(
     "What the classifier answers to features; a `ValueError` if its answer depends on more than those."
     if features.ndim != 2 or features.shape[1] != self.feature_dim:
         raise ValueError(f"the classifier has features [B, {self.feature_dim}], got {list(features.shape)}")
-    if self.tap is None: return features
+    if self.tap is None: return features.to(self.device).float()
     if self.alone is None: self.alone = self._lets_one_do()
-    return self._tail(features.to(self.device), self.alone)
+    parts = [features] if self.alone else features.split(500)  # of the whole network, where images have to go along
+    return torch.cat([self._tail(part.to(self.device), self.alone) for part in parts])
 
 # %% ../nbs/01_classifier.ipynb #bf9cb266
 def save_weights(

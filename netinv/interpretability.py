@@ -66,6 +66,7 @@ def check_features(
     features: Tensor,  # [n, D]
     least: int = 3,    # rows that are needed
     wide: int = 1,     # features that are needed
+    vary: bool = True, # whether rows all alike are refused
 ) -> np.ndarray:       # [n, D] float64
     "Features as an array; a `ValueError` for too few, for numbers that are not finite, and for rows all alike."
     x = torch.as_tensor(features).detach().cpu().double()
@@ -74,7 +75,7 @@ def check_features(
     if len(x) < least: raise ValueError(f"{len(x)} samples are too few: give at least {least}")
     bad = int((~x.isfinite()).any(1).sum())
     if bad: raise ValueError(f"{bad} of {len(x)} rows of features hold NaN or infinity: leave those images out, or look for what made them")
-    if (x == x[0]).all(): raise ValueError("all rows of features are the same: there is nothing to tell apart; give other images, or another layer as features")
+    if vary and (x == x[0]).all(): raise ValueError("all rows of features are the same: there is nothing to tell apart; give other images, or another layer as features")
     return x.numpy()
 
 # %% ../nbs/07_interpretability.ipynb #8b64c0a3
@@ -85,7 +86,9 @@ def pca_plane(
     from sklearn.decomposition import PCA
 
     x = check_features(features, wide=2)
-    axes = torch.from_numpy(PCA(2, svd_solver="full").fit(x).components_)
+    found = PCA(2, svd_solver="full").fit(x)
+    if found.singular_values_[1] <= 1e-9 * found.singular_values_[0]: raise ValueError("all features lie on one line: there is no second component; give other images, or another layer as features")
+    axes = torch.from_numpy(found.components_)
     return Plane("principal components", torch.from_numpy(x.mean(0)), axes, axes)
 
 # %% ../nbs/07_interpretability.ipynb #69c76526
@@ -105,7 +108,8 @@ def means_plane(
     chosen = torch.isin(labels, torch.tensor(classes))
     x, y = check_features(features[chosen.to(features.device)], 2 * len(classes), wide=2), labels[chosen].numpy()
     fit = LinearDiscriminantAnalysis(solver="lsqr", shrinkage="auto").fit(x, y)
-    means, lower = torch.from_numpy(fit.means_), torch.linalg.cholesky(torch.from_numpy(fit.covariance_))
+    means, (lower, failed) = torch.from_numpy(fit.means_), torch.linalg.cholesky_ex(torch.from_numpy(fit.covariance_))
+    if failed: raise ValueError("the features do not vary within the classes: give more images, or use pca_plane")
     centre = means.mean(0)
     white = torch.linalg.solve_triangular(lower, (means - centre).mT, upper=False)  # the means, where the spread within classes is a ball
     v = torch.linalg.svd(white, full_matrices=False).U[:, : min(2, len(means) - 1)]
@@ -144,12 +148,12 @@ def decision_map(
     margin: float = 0.08,    # space around, as a share of the side
 ) -> DecisionMap:
     "The classifier's decisions on a mesh."
-    points = plane.project(features)
+    points = plane.project(torch.from_numpy(check_features(features, 1, vary=False)))
     low, high = points.amin(0), points.amax(0)
     space = margin * (high - low).clamp(min=1e-6)
     x, y = (torch.linspace(a.item(), b.item(), resolution, dtype=torch.float64) for a, b in zip(low - space, high + space))
     mesh = torch.stack(torch.meshgrid(x, y, indexing="xy"), -1).flatten(0, 1)
-    probs = torch.cat([classifier.head(part.float().to(classifier.device)).softmax(1).cpu() for part in plane.lift(mesh).split(20_000)])
+    probs = torch.cat([classifier.head(part.float().to(classifier.device)).softmax(1).cpu() for part in map(plane.lift, mesh.split(5_000))])
     confidence, labels = probs.max(1)
     return DecisionMap(plane, labels.view(resolution, resolution), confidence.view(resolution, resolution), (x[0].item(), x[-1].item(), y[0].item(), y[-1].item()))
 
@@ -161,8 +165,9 @@ def faithfulness(
     features: Tensor,  # [n, D]
 ) -> float:            # in [0, 1]
     "The share of images whose class is that of the point of the plane under them."
-    answer = lambda x: torch.cat([classifier.head(part.float().to(classifier.device)).argmax(1).cpu() for part in x.split(20_000)])
-    return (answer(features) == answer(plane.lift(plane.project(features)))).double().mean().item()
+    answer = lambda x: classifier.head(x.float().to(classifier.device)).argmax(1).cpu()
+    parts = torch.from_numpy(check_features(features, 1, vary=False)).split(5_000)
+    return torch.cat([answer(x) == answer(plane.lift(plane.project(x))) for x in parts]).double().mean().item()
 
 # %% ../nbs/07_interpretability.ipynb #a441b930
 def class_colours(n_classes: int) -> list[tuple[float, float, float]]:
@@ -193,8 +198,8 @@ def plot_plane(
     ax.imshow(1 - shade * (1 - np.array(colours)[found.labels]), extent=found.extent, origin="lower", aspect="auto", interpolation="nearest")
     dots = pd.concat(pd.DataFrame({"x": p[:, 0], "y": p[:, 1], "class": [names[k] for k in s.labels[:n].tolist()], "set": name})
                      for name, s in sets.items() for p in [plane.project(s.features[:n]).numpy()])
-    sns.scatterplot(dots.sample(frac=1, random_state=0), x="x", y="y", hue="class", hue_order=names, palette=colours, style="set", s=22, linewidth=0.4, edgecolor="white", ax=ax,
-                    legend="full" if len(names) <= 12 else False)
+    sns.scatterplot(dots.sample(frac=1, random_state=0), x="x", y="y", hue="class", hue_order=names, palette=colours, style="set", style_order=list(sets), s=22, linewidth=0.4, edgecolor="white", ax=ax,
+                    legend="full" if len(names) <= 12 else "brief")
     trust = ", ".join(f"{faithfulness(classifier, plane, s.features):.0%} of {name}" for name, s in sets.items())
     ax.set(title=f"{plane.name}: {plane.explained(torch.cat([s.features.cpu() for s in sets.values()])):.0%} of the variance;\nthe colour below is the answer for {trust}", xlabel="", ylabel="")
     if ax.get_legend(): sns.move_legend(ax, "center left", bbox_to_anchor=(1, 0.5), frameon=False, fontsize=8)
@@ -221,10 +226,10 @@ def tsne_points(
     from sklearn.decomposition import PCA
     from sklearn.manifold import TSNE, trustworthiness
 
-    x = check_features(features, 8)
+    x = check_features(features, 8, wide=2)
     if not 1 <= perplexity < len(x): raise ValueError(f"perplexity is {perplexity}: expected at least 1 and less than the {len(x)} samples")
-    x = PCA(min(50, *x.shape), svd_solver="full").fit_transform(x)
-    points = TSNE(perplexity=perplexity, init="pca", random_state=seed).fit_transform(x)
+    components = PCA(min(50, *x.shape), svd_solver="full").fit_transform(x)
+    points = TSNE(perplexity=perplexity, init="pca", random_state=seed).fit_transform(components)
     return torch.from_numpy(points).double(), float(trustworthiness(x, points, n_neighbors=min(10, len(x) // 2 - 1)))
 
 # %% ../nbs/07_interpretability.ipynb #68d43cd0
@@ -234,7 +239,7 @@ PAGE = """<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewp
   @media (prefers-color-scheme: dark) { :root { --ink: #ddd; --paper: #1c1c1e; --line: #555; } }
   * { box-sizing: border-box; }
   body { margin: 0; height: 100vh; display: grid; grid-template: auto 1fr / 1fr 11.5rem; color: var(--ink); background: var(--paper); }
-  h1 { grid-column: 1 / 3; margin: .3rem .6rem; font-size: 1em; font-weight: 600; }
+  h1 { grid-column: 1 / 3; margin: .3rem .6rem; font-size: 1em; font-weight: 600; } h1:empty { margin: 0; }
   svg { width: 100%; height: 100%; min-height: 0; touch-action: none; }
   svg:focus-visible { outline: 2px solid #1f77b4; outline-offset: -2px; }
   aside { padding: .4rem .6rem; overflow: auto; border-left: 1px solid var(--line); }
@@ -261,7 +266,7 @@ POINT
 # %% ../nbs/07_interpretability.ipynb #b7b0e00d
 DRAW = r"""
 const $ = s => document.querySelector(s), svg = $("svg"), NS = "http://www.w3.org/2000/svg", hidden = new Set();
-$("h1").textContent = D.title; if (!D.title) $("h1").remove();
+$("h1").textContent = D.title;
 const forms = [s => `M${-s},0a${s},${s} 0 1,0 ${2 * s},0a${s},${s} 0 1,0 ${-2 * s},0`, s => `M0,${-1.3 * s}L${1.2 * s},${s}L${-1.2 * s},${s}Z`,
                s => `M${-s},${-s}h${2 * s}v${2 * s}h${-2 * s}Z`, s => `M0,${-1.4 * s}L${1.4 * s},0L0,${1.4 * s}L${-1.4 * s},0Z`];
 const dots = D.xy.map((_, i) => {
@@ -340,7 +345,7 @@ def thumbnails(
     "All images in one picture, row by row."
     x = images.cpu() if images.is_floating_point() else to_float(images).cpu()
     if x.shape[1] not in (1, 3): x = x[:, :1]
-    if max(x.shape[2:]) > side: x = torch.nn.functional.interpolate(x, scale_factor=side / max(x.shape[2:]), mode="area")
+    if max(x.shape[2:]) > side: x = torch.nn.functional.interpolate(x, [max(1, round(length * side / max(x.shape[2:]))) for length in x.shape[2:]], mode="area")
     columns, buffer = int(np.ceil(len(x) ** 0.5)), io.BytesIO()
     image_grid(x, nrow=columns, scale=1, padding=0).save(buffer, "WEBP", quality=85)
     return "data:image/webp;base64," + base64.b64encode(buffer.getvalue()).decode(), (columns, x.shape[3], x.shape[2])
@@ -356,6 +361,7 @@ class HoverScatter:
         *,
         colour: str,          # the column that colours the dots
         shape: str | None = None,  # a column of at most four values that gives their form
+        classes: list[str] | None = None,  # values of `colour` in the order of the colours; None: by length and alphabet
         title: str = "",
         side: int = 64,       # longest side of a kept image in pixels
     ):
@@ -364,7 +370,9 @@ class HoverScatter:
         for column in filter(None, (colour, shape)):
             if column not in about: raise ValueError(f"there is no column {column!r}: choose among {', '.join(about.columns)}")
         texts, forms = about.astype(str), about[shape].astype(str) if shape else None
-        groups = sorted(texts[colour].unique(), key=lambda t: (len(t), t))
+        groups = list(classes) if classes else sorted(texts[colour].unique(), key=lambda t: (len(t), t))
+        if unknown := set(texts[colour]) - set(groups): raise ValueError(f"classes lack {', '.join(sorted(unknown))}: give all values of column {colour!r}")
+        if not points.isfinite().all(): raise ValueError("points hold NaN or infinity: leave those images out")
         palette = ["#%02x%02x%02x" % tuple(round(255 * v) for v in c) for c in class_colours(len(groups))]
         atlas, cell = thumbnails(images, side)
         low, high = points.amin(0), points.amax(0)

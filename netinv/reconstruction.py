@@ -287,7 +287,8 @@ def reconstruction_inverter(
     weights = weights or (ReconstructionWeights.paper() if paper else ReconstructionWeights())
     perturb = perturb or (Perturbation(0.05, 0, 0, 0) if paper else Perturbation())
     objective = ReconstructionObjective(frozen, weights, amp)
-    try: return Inverter(frozen, weights=weights, objective=objective, perturb=perturb, amp=amp, **({"temperature": 0.05} if paper else {"smooth": 4}) | settings)
+    usual = {"temperature": 0.05} if paper else {"smooth": 4 if objective.norms.layers else 1}
+    try: return Inverter(frozen, weights=weights, objective=objective, perturb=perturb, amp=amp, **usual | settings)
     except BaseException:
         objective.close()
         raise

@@ -65,10 +65,10 @@ def test_the_map_is_what_the_head_says(linear: FrozenClassifier):
     plane = pca_plane(x)
     found = decision_map(linear, plane, x, resolution=17)
     left, right, bottom, top = found.extent
-    corners = torch.tensor([[left, bottom], [right, top]])
-    logits = linear.head(plane.lift(corners).float())
-    assert found.labels[[0, -1], [0, -1]].tolist() == logits.argmax(1).tolist()
-    assert torch.allclose(found.confidence[[0, -1], [0, -1]], logits.softmax(1).amax(1), atol=1e-5)
+    corners = torch.tensor([[left, bottom], [right, top], [right, bottom], [left, top]])
+    logits, at = linear.head(plane.lift(corners).float()), ([0, -1, 0, -1], [0, -1, -1, 0])  # rows go up, columns to the right
+    assert found.labels[at].tolist() == logits.argmax(1).tolist()
+    assert torch.allclose(found.confidence[at], logits.softmax(1).amax(1), atol=1e-5)
     points = plane.project(x)
     assert left < points[:, 0].min() and points[:, 0].max() < right and bottom < points[:, 1].min() and points[:, 1].max() < top
 
@@ -87,6 +87,7 @@ def test_a_plane_is_drawn_with_its_faithfulness(linear: FrozenClassifier):
     x, labels = groups()
     seen = Observed(torch.rand(90, 1, 2, 3), labels, linear.head(x).softmax(1), x)
     ax = plot_plane(linear, pca_plane(x), {"real": seen, "other": of_classes(seen, [0, 1])}, resolution=20)
+    assert [text.get_text() for text in ax.get_legend().get_texts()][-2:] == ["real", "other"]
     assert re.search(r"\d+% of the variance;\nthe colour below is the answer for \d+% of real, \d+% of other", ax.get_title())
 
 
@@ -99,6 +100,7 @@ def test_bad_features_get_a_sentence(features: Tensor, says: str):
 
 def test_bad_classes_get_a_sentence():
     x, labels = groups()
+    with pytest.raises(ValueError, match="do not vary within the classes"): means_plane(torch.eye(6)[labels] * 0.0 + torch.eye(6)[labels], labels)
     with pytest.raises(ValueError, match="two classes or more, got \\[1\\]: use pca_plane"): means_plane(x, labels, [1])
     with pytest.raises(ValueError, match="classes \\[9\\] have no samples: choose among \\[0, 1, 2\\]"): means_plane(x, labels, [0, 9])
     with pytest.raises(ValueError, match="two classes or more, got \\[0\\]"): means_plane(x, torch.zeros_like(labels))
@@ -115,6 +117,12 @@ def test_clusters_of_known_number_are_counted(k: int, dim: int):
 
 def test_a_class_that_has_collapsed_is_one_cluster():
     assert count_clusters(torch.ones(30, 4)) == count_clusters(torch.ones(30, 4), "hdbscan") == 1
+
+
+def test_density_finds_clusters_too():
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(200, 3)) + 25
+    assert [count_clusters(torch.from_numpy(x + 12 * np.eye(3)[np.arange(200) % k] * (k > 1)), "hdbscan") for k in (1, 2, 3)] == [1, 2, 3]
 
 
 def test_one_cloud_is_seldom_split():
@@ -158,6 +166,21 @@ def test_a_page_needs_nothing_from_outside_and_runs_nothing_it_is_given(tmp_path
     assert 'srcdoc="&lt;!doctype html&gt;' in dots()._repr_html_() and 'title="four &amp; more"' in dots()._repr_html_()
 
 
+def test_dots_that_cannot_be_placed_get_a_sentence():
+    about, images = pd.DataFrame({"label": ["a", "b"]}), torch.zeros(2, 1, 8, 8)
+    with pytest.raises(ValueError, match="points hold NaN"): HoverScatter(torch.tensor([[0.0, torch.nan], [1, 1]]), images, about, colour="label")
+    with pytest.raises(ValueError, match="classes lack b"): HoverScatter(torch.rand(2, 2), images, about, colour="label", classes=["a"])
+    assert HoverScatter(torch.rand(2, 2), torch.zeros(2, 1, 1, 200), about, colour="label", classes=["b", "a"]).data["group"] == [1, 0]
+
+
+def test_what_is_not_finite_is_never_drawn(linear: FrozenClassifier):
+    x, _ = groups()
+    plane, bad = pca_plane(x), torch.cat([x, torch.full((1, 6), torch.nan)])
+    for call in (lambda: decision_map(linear, plane, bad), lambda: faithfulness(linear, plane, bad)):
+        with pytest.raises(ValueError, match="1 of 91 rows of features hold NaN"): call()
+    with pytest.raises(ValueError, match="lie on one line"): pca_plane(torch.arange(9.0)[:, None] * torch.ones(4))
+
+
 def test_samples_and_real_images_are_described_in_one_table():
     x, labels = groups(6)
     seen = Observed(torch.rand(6, 1, 2, 3), labels, torch.eye(3)[labels], x)
@@ -183,4 +206,8 @@ def test_pointing_at_a_dot_shows_its_image(chromium, tmp_path: Path):
         page.locator("main > svg").focus()
         page.keyboard.press("ArrowLeft")
         assert "two" not in page.locator("table").inner_text()
+        plot = page.locator("main > svg").bounding_box()
+        (tmp_path / "plain.html").write_text(dots().page().replace('"title": "four & more"', '"title": ""'))
+        page.goto((tmp_path / "plain.html").as_uri())
+        assert page.locator("main > svg").bounding_box()["height"] > plot["height"]
         assert errors == [] and all(url.startswith(("file:", "data:")) for url in asked)

@@ -351,3 +351,14 @@ def test_stationarity_brings_back_what_a_small_network_was_trained_on() -> None:
     unit = lambda x: nn.functional.normalize(x.flatten(1), dim=1)
     others = (torch.rand(6, 1, 8, 8) > 0.7).float()
     assert (unit(found.images) @ unit(images).T).amax(0).mean() > (unit(found.images) @ unit(others).T).amax(0).mean() + 0.1
+
+
+def test_maps_are_smoothed_where_batch_norm_would_be_content_with_stripes():
+    plain = nn.Sequential(nn.Flatten(), nn.Linear(64, 16), nn.ReLU(), nn.Linear(16, 3))
+    for model, recipe, expected in ((CNN((1, 8, 8), 3), "prior", 4), (plain, "prior", 1), (CNN((1, 8, 8), 3), "paper", 1)):
+        inverter = reconstruction_inverter(model.eval(), shape=(1, 8, 8), device="cpu", recipe=recipe, **SMALL)
+        inverter.objective.close()
+        assert inverter.generators[0].smooth == expected
+    given = reconstruction_inverter(plain, shape=(1, 8, 8), device="cpu", smooth=2, **SMALL)
+    given.objective.close()
+    assert given.generators[0].smooth == 2
