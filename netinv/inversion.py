@@ -6,7 +6,7 @@
 __all__ = ['SYNC_EVERY', 'InversionWeights', 'inversion_terms', 'weigh', 'Samples', 'class_accuracy', 'Log', 'Inverter',
            'as_frozen', 'reachable', 'seeded_generator', 'spread', 'fingerprint', 'progress_bar', 'summary']
 
-# %% ../nbs/05_inversion.ipynb #db2e848b
+# %% ../nbs/05_inversion.ipynb #275aa03b
 import hashlib
 import json
 import math
@@ -25,7 +25,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from .classifier import ClassifierOutput, FrozenClassifier
 from .conditioning import Condition, Conditioning, make_conditioning
 from .data import image_grid, load_tensors, pick_amp, save_tensors, write_atomic
-from .generator import Dropout, Generator
+from .generator import Dropout, Generator, together
 from .losses import ce_loss, cosine_loss, kl_loss, ortho_loss
 
 # %% ../nbs/05_inversion.ipynb #31cc1c9a
@@ -141,7 +141,7 @@ class Log:
         self.table = torch.cat([self.table, new])
         return new
 
-# %% ../nbs/05_inversion.ipynb #4d7e5c4d
+# %% ../nbs/05_inversion.ipynb #5de7ab1e
 class Inverter:
     "Trains conditioned generators against a frozen classifier (section 3.3) and samples from them."
     def __init__(
@@ -165,6 +165,7 @@ class Inverter:
         **sizes,                                    # latent_dim, width, dropout, brightness, smooth: see `Generator`
     ):
         self.classifier = as_frozen(classifier, shape, device)
+        self.quick = self.classifier.folded() if objective is inversion_terms else self.classifier  # another objective may watch its layers
         self.device, self.amp = self.classifier.device, pick_amp(amp, self.classifier.device)
         if batch_size < 2: raise ValueError(f"batch_size is {batch_size}: variety needs at least 2 images in a batch")
         if n_generators < 1: raise ValueError(f"n_generators is {n_generators}: expected 1 or more")
@@ -177,6 +178,7 @@ class Inverter:
         seeds = [1_000 * seed + k for k in range(n_generators)]
         self.generators = nn.ModuleList(seeded_generator(s, self.classifier.shape, self.conditioning, **sizes) for s in seeds)
         self.generators.to(self.device, memory_format=torch.channels_last)
+        self.at_once = n_generators > 1 and self.device.type == "cuda"
         self.averaged = AveragedModel(self.generators, multi_avg_fn=get_ema_multi_avg_fn(averaging), use_buffers=True).eval()
         self.rngs = [torch.Generator(self.device).manual_seed(s) for s in seeds]
         self.sample_rng = torch.Generator(self.device).manual_seed(1_000 * seed + 999)
@@ -222,26 +224,28 @@ def seeded_generator(
         torch.default_generator.manual_seed(seed)
         return Generator(shape, conditioning, **sizes)
 
-# %% ../nbs/05_inversion.ipynb #e18c31e0
+# %% ../nbs/05_inversion.ipynb #525cdebf
 @patch
 def draw(
     self: Inverter,
 ) -> tuple[Tensor, Condition]:  # images [K, B, C, H, W]; fields [K, B, ...]
     "One batch from every generator, to train on."
-    conditions = [self.conditioning.sample(self.batch_size, generator=rng) for rng in self.rngs]
-    images = [generator(generator.latent(self.batch_size, rng), condition, rng)
-              for generator, condition, rng in zip(self.generators, conditions, self.rngs)]
-    fields = [None if parts[0] is None else torch.stack(parts) for parts in zip(*conditions)]
-    return torch.stack(images), Condition(*fields)
+    n, pairs = self.batch_size, list(zip(self.generators, self.rngs))
+    conditions = [self.conditioning.sample(n, generator=rng) for rng in self.rngs]
+    latents = [generator.latent(n, rng) for generator, rng in pairs]
+    masks = [generator.masks(n, rng) for generator, rng in pairs]
+    stacked = Condition(*(None if parts[0] is None else torch.stack(parts) for parts in zip(*conditions)))
+    if self.at_once: return together(list(self.generators), torch.stack(latents), stacked, masks), stacked
+    return torch.stack([generator(z, c, masks=m) for generator, z, c, m in zip(self.generators, latents, conditions, masks)]), stacked
 
-# %% ../nbs/05_inversion.ipynb #6e3b91f4
+# %% ../nbs/05_inversion.ipynb #f7ea1cbb
 @patch
 def train_step(self: Inverter) -> None:
     "Draw, classify, weigh, descend; the step's numbers go to the log."
     with torch.autocast(self.device.type, self.amp, enabled=self.amp is not None):
         images, condition = self.draw()
         seen = images if self.perturb is None else torch.stack([self.perturb(x, rng) for x, rng in zip(images, self.rngs)])
-        flat = self.classifier(seen.flatten(0, 1).contiguous(memory_format=torch.channels_last))
+        flat = self.quick(seen.flatten(0, 1).contiguous(memory_format=torch.channels_last))
     out = ClassifierOutput(*(part.unflatten(0, images.shape[:2]) for part in flat))
     terms = self.objective(images, condition, out)
     total = weigh(terms, self.weights.by_term())

@@ -629,3 +629,52 @@ def test_the_head_alone_answers_as_the_whole(model: nn.Module):
     frozen.head(other).sum().backward()
     assert other.grad.abs().sum() > 0
     assert torch.allclose(frozen(torch.zeros(1, 1, 4, 4)).logits, frozen.head(frozen(torch.zeros(1, 1, 4, 4)).features), atol=1e-5)  # and nothing has stayed behind
+
+
+class Branch(nn.Module):
+    "A convolution whose output goes two ways; its batch norm cannot be folded into it."
+    def __init__(self):
+        super().__init__()
+        self.conv, self.norm, self.head = nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.Linear(400, 3)
+        self.norm.running_mean.fill_(2)
+        self.norm.running_var.fill_(3)
+
+    def forward(self, x):
+        x = self.conv(x)
+        return self.head((self.norm(x).relu() + x).flatten(1))
+
+
+class Falls(nn.Module):
+    "The same with an activation that falls, before a pooling."
+    def __init__(self):
+        super().__init__()
+        self.body = nn.Sequential(nn.Conv2d(1, 4, 3), nn.LeakyReLU(-0.5), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(100, 3))
+
+    def forward(self, x): return self.body(x)
+
+
+@pytest.mark.parametrize("make", [Branch, Falls])
+def test_what_cannot_be_folded_stays_as_it_is(make) -> None:
+    torch.manual_seed(0)
+    classifier = FrozenClassifier(make(), shape=(1, 12, 12))
+    assert classifier.folded() is classifier
+
+
+@pytest.mark.parametrize("features", [None, "body.0.1", "body.0.2", "hidden.2"])
+def test_a_folded_classifier_has_the_same_logits_features_and_gradients(features) -> None:
+    torch.manual_seed(0)
+    model = CNN((2, 17, 13), 5)
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            for t in (module.weight.data, module.running_var): t.uniform_(0.5, 2)
+            for t in (module.bias.data, module.running_mean): t.normal_()
+    classifier = FrozenClassifier(model, shape=(2, 17, 13), features=features)
+    quick, before = classifier.folded(), {name: t.clone() for name, t in classifier.model.state_dict().items()}
+    assert quick is not classifier
+    x = torch.rand(6, 2, 17, 13, requires_grad=True)
+    gradients = []
+    for c in (classifier, quick):
+        logits, taken = c(x)
+        gradients.append((logits, taken, torch.autograd.grad(logits.square().sum() + taken.square().sum(), x)[0]))
+    for a, b in zip(*gradients): torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-4 * a.abs().max().item())
+    assert all(torch.equal(t, before[name]) for name, t in classifier.model.state_dict().items())

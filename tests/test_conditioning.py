@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from netinv.conditioning import CONDITIONINGS, label_matrix, label_vector, make_conditioning, matrix_size
-from netinv.generator import Dropout, Generator, stage_sizes
+from netinv.generator import Dropout, Generator, random_bytes, stage_sizes
 
 sides = st.integers(8, 64)
 
@@ -73,7 +73,10 @@ def test_the_label_matters(name: str) -> None:
     assert not torch.equal(one, other)
 
 
-def test_dropout_of_channels_keeps_the_mean_and_drops_the_share() -> None:
-    kept = Dropout(0.3, channels=True)(torch.ones(2000, 8, 2, 2), torch.Generator().manual_seed(0))
-    assert abs(kept.mean().item() - 1) < 0.03
-    assert abs((kept == 0).float().mean().item() - 0.3) < 0.03
+@pytest.mark.parametrize("shape", [(8, 1, 1), (8, 3, 3)])
+def test_dropout_keeps_the_mean_and_drops_the_share(shape: tuple[int, int, int]) -> None:
+    noise = random_bytes(4000 * math.prod(shape), torch.Generator().manual_seed(0))
+    mask = Dropout(0.3, shape).mask(noise)
+    assert mask.shape == (4000, *shape)
+    assert abs(mask.mean().item() - 1) < 0.03
+    assert abs((mask == 0).float().mean().item() - 0.3) < 0.02
