@@ -6,7 +6,7 @@
 __all__ = ['SYNC_EVERY', 'InversionWeights', 'inversion_terms', 'weigh', 'Samples', 'class_accuracy', 'Log', 'Inverter',
            'as_frozen', 'reachable', 'seeded_generator', 'spread', 'fingerprint', 'progress_bar', 'summary']
 
-# %% ../nbs/05_inversion.ipynb #275aa03b
+# %% ../nbs/05_inversion.ipynb #23597772
 import hashlib
 import json
 import math
@@ -19,6 +19,7 @@ from pathlib import Path
 
 import torch
 from fastcore.basics import patch
+from fastcore.meta import delegates
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
@@ -141,7 +142,7 @@ class Log:
         self.table = torch.cat([self.table, new])
         return new
 
-# %% ../nbs/05_inversion.ipynb #5de7ab1e
+# %% ../nbs/05_inversion.ipynb #15ef47c9
 class Inverter:
     "Trains conditioned generators against a frozen classifier (section 3.3) and samples from them."
     def __init__(
@@ -179,6 +180,7 @@ class Inverter:
         self.generators = nn.ModuleList(seeded_generator(s, self.classifier.shape, self.conditioning, **sizes) for s in seeds)
         self.generators.to(self.device, memory_format=torch.channels_last)
         self.at_once = n_generators > 1 and self.device.type == "cuda"
+        self.images_at_once = 128 if self.device.type == "cpu" else 1024
         self.averaged = AveragedModel(self.generators, multi_avg_fn=get_ema_multi_avg_fn(averaging), use_buffers=True).eval()
         self.rngs = [torch.Generator(self.device).manual_seed(s) for s in seeds]
         self.sample_rng = torch.Generator(self.device).manual_seed(1_000 * seed + 999)
@@ -285,49 +287,62 @@ def spread(
     if labels.ndim and len(labels) != n: raise ValueError(f"{len(labels)} labels for {n} images: give one label, or one for each image")
     return labels.expand(n).long(), torch.tensor(members)[index % len(members)]
 
-# %% ../nbs/05_inversion.ipynb #f0807b81
+# %% ../nbs/05_inversion.ipynb #98bc128c
 @patch
 @torch.no_grad()
-def sample(
+def generate(
     self: Inverter,
     n: int,                                # images in all, at least 1
     *,
     labels=None,                           # one label, or n of them; None goes round all classes that can be reached
     dropout: bool = True,                  # whether dropout stays on
     generators: list[int] | None = None,   # which of the K to sample from, in turn; None for all
-    seed: int | None = None,               # repeats the samples; None goes on from the last call
-    batch_size: int = 500,                 # images generated at once
-) -> Samples:
-    "Images with the classifier's view of them; a `ValueError` for a label or generator that does not exist."
+    seed: int | None = None,               # repeats the images; None goes on from the last call
+    batch_size: int | None = None,         # images at once; None: 128 on a CPU, for its caches, 1,024 elsewhere
+) -> tuple[Tensor, Tensor, Tensor]:        # images [n, C, H, W], labels [n] and generators [n] int64
+    "Images alone, which no classifier has looked at; a `ValueError` for a label or generator that does not exist."
     members = list(range(len(self.generators))) if generators is None else generators
     if not set(members) <= set(range(len(self.generators))) or not members:
         raise ValueError(f"generators is {generators}: expected some of 0 to {len(self.generators) - 1}")
     if n < 1: raise ValueError(f"n is {n}: expected at least one image")
     rng = self.sample_rng if seed is None else torch.Generator(self.device).manual_seed(seed)
     labels, members = (t.to(self.device) for t in spread(labels, n, self.conditioning.classes, members))
-    batches = [(k, index) for k in members.unique().tolist() for index in (members == k).nonzero()[:, 0].split(batch_size)]
-    parts = [self._sample_batch(k, labels[index], dropout, rng) for k, index in batches]
+    batches = [(k, index) for k in members.unique().tolist() for index in (members == k).nonzero()[:, 0].split(batch_size or self.images_at_once)]
+    parts = [self._generate_batch(k, labels[index], dropout, rng) for k, index in batches]
     order = torch.cat([index for _, index in batches]).argsort()
-    images, probs, features = (torch.cat(part)[order] for part in zip(*parts))
-    return Samples(images, labels, probs, features, members)
+    return torch.cat(parts)[order], labels, members
 
-# %% ../nbs/05_inversion.ipynb #56fff78f
+# %% ../nbs/05_inversion.ipynb #cd95c45e
 @patch
-def _sample_batch(
+def _generate_batch(
     self: Inverter,
     k: int,                # which generator
     labels: Tensor,        # [b] int64
     dropout: bool,
     rng: torch.Generator,
-) -> tuple[Tensor, Tensor, Tensor]:  # images, probs, features
+) -> Tensor:               # [b, C, H, W]
     "One batch from the averaged weights of one generator, batch norm at rest."
     generator = self.averaged.module[k]
     generator.use_dropout(dropout)
     with torch.autocast(self.device.type, self.amp, enabled=self.amp is not None):
         condition = self.conditioning.sample(len(labels), labels, rng)
-        images = generator(generator.latent(len(labels), rng), condition, rng)
-    out = self.classifier(images)
-    return images, out.logits.softmax(1), out.features
+        return generator(generator.latent(len(labels), rng), condition, rng)
+
+# %% ../nbs/05_inversion.ipynb #d047de68
+@patch
+@delegates(Inverter.generate)
+@torch.no_grad()
+def sample(
+    self: Inverter,
+    n: int,                 # images in all, at least 1
+    *,
+    batch_size: int | None = None,  # images at once, as for `generate`
+    **kwargs,
+) -> Samples:
+    "Images with the classifier's view of them, in full precision; a `ValueError` for a label or generator that does not exist."
+    images, labels, members = self.generate(n, batch_size=batch_size, **kwargs)
+    views = [self.quick(part.contiguous(memory_format=torch.channels_last)) for part in images.split(batch_size or self.images_at_once)]
+    return Samples(images, labels, torch.cat([v.logits.softmax(1) for v in views]), torch.cat([v.features for v in views]), members)
 
 # %% ../nbs/05_inversion.ipynb #d5165d8d
 @patch

@@ -187,7 +187,7 @@ def random_kind(rng: torch.Generator) -> dict:
     gamma, gamma_pix, smooth, brightness = torch.rand(4, generator=rng, device=rng.device).tolist()
     return {"weights": InversionWeights(gamma=16 * gamma, gamma_pix=10 * gamma_pix), "smooth": int(4 * smooth), "brightness": 0.02 + 0.3 * brightness**2}
 
-# %% ../nbs/09_ood.ipynb #6e6689ce
+# %% ../nbs/09_ood.ipynb #ab5e900e
 def inverted_garbage(
     model: nn.Module,             # N + 1 logits, garbage last
     shape: tuple[int, int, int],  # C, H, W
@@ -204,7 +204,7 @@ def inverted_garbage(
     ages, parts = (1 / 7, 2 / 7, 4 / 7) if varied else (1,), []
     for share in ages:
         inverter.fit(max(1, round(share * steps)), progress=False)
-        parts.append(inverter.sample(math.ceil(n / len(ages))).images)
+        parts.append(inverter.generate(math.ceil(n / len(ages)))[0])
     return (torch.cat(parts)[:n] * 255).round().byte()
 
 # %% ../nbs/09_ood.ipynb #3b7a1f32
