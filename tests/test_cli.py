@@ -93,6 +93,14 @@ def test_the_kernel_is_this_python_whatever_jupyter_has_installed(clone: Path, m
     assert os.environ["JUPYTER_PATH"] == str(Path("jupyter").resolve())
 
 
+def test_the_kernel_keeps_its_memory_unless_told_otherwise(clone: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MALLOC_TRIM_THRESHOLD_", "123456")
+    monkeypatch.delenv("MALLOC_MMAP_MAX_", raising=False)
+    write_notebook(Path("nbs/env.ipynb"), "a = 1", "import os\nassert os.environ['MALLOC_MMAP_MAX_'] == '0' and os.environ['MALLOC_TRIM_THRESHOLD_'] == '123456'")
+    run_notebook("env", out="out", progress=False)
+    assert "MALLOC_MMAP_MAX_" not in os.environ
+
+
 def test_a_failing_cell(clone: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_notebook(Path("nbs/bad.ipynb"), "a = 1", "print('reached')", "for i in range(50): pass\na / 0", "print('never')")
     assert main(["run", "bad", "--out", "out"]) == 1
