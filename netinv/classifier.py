@@ -8,10 +8,10 @@ __all__ = ['MIRRORED', 'conv_block', 'conv_body', 'check_sizes', 'CNN', 'first_l
            'train_classifier', 'eval_mode', 'predictions', 'accuracy', 'frozen_copy', 'probe_images', 'check_gradient',
            'warn_if_fickle', 'LayerCall', 'layer_calls', 'find_features', 'FeatureTap', 'named_features',
            'drop_watching_hooks', 'lay_channels_last', 'are_probabilities', 'log_probabilities', 'examine_classifier',
-           'tap_features', 'ClassifierOutput', 'FrozenClassifier', 'fold_batch_norms', 'pool_first', 'save_weights',
-           'load_weights']
+           'tap_features', 'ClassifierOutput', 'FrozenClassifier', 'folded_weights', 'fold_batch_norms', 'pool_first',
+           'save_weights', 'load_weights']
 
-# %% ../nbs/01_classifier.ipynb #3dea676d
+# %% ../nbs/01_classifier.ipynb #de40b686
 import copy
 import math
 import os
@@ -30,7 +30,6 @@ import torch.nn.functional as F
 from fastcore.basics import patch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
-from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from .data import ImageData, Split, load_tensors, pick_amp, pick_device, save_tensors, to_float
 
@@ -750,15 +749,29 @@ def _itself(x: Tensor) -> Tensor:
     "What a layer does that has nothing left to do."
     return x
 
-# %% ../nbs/01_classifier.ipynb #fa3502f5
+# %% ../nbs/01_classifier.ipynb #5902ee26
+def folded_weights(
+    norm: nn.BatchNorm2d,   # its statistics count
+    weight: Tensor,         # [C, ...] of the convolution
+    bias: Tensor | None,    # [C]
+    scale: Tensor | None,   # [C] of the batch norm
+    shift: Tensor | None,   # [C]
+) -> tuple[Tensor, Tensor]:  # [C, ...] and [C], with gradients to all four
+    "Weight and bias of the convolution that does both."
+    per_channel = torch.rsqrt(norm.running_var + norm.eps) * (1 if scale is None else scale)
+    off = norm.running_mean if bias is None else norm.running_mean - bias
+    return weight * per_channel.view(-1, *[1] * (weight.ndim - 1)), (0 if shift is None else shift) - off * per_channel
+
+# %% ../nbs/01_classifier.ipynb #73b99f7c
 def fold_batch_norms(
     calls: list[LayerCall],  # of a frozen copy
 ) -> bool:                   # whether there was anything to do
     "Let convolutions scale and shift as the batch norms after them did."
     pairs = [(conv, norm) for conv, norm in _neighbours(calls, (nn.Conv2d,), nn.BatchNorm2d) if norm.running_mean is not None]
     for conv, norm in pairs:
-        conv.weight, conv.bias = fuse_conv_bn_weights(conv.weight, conv.bias, norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias)
-        norm.forward = _itself
+        weight, bias = folded_weights(norm, conv.weight, conv.bias, norm.weight, norm.bias)
+        conv.weight, conv.bias = (nn.Parameter(t, requires_grad=False) for t in (weight, bias))
+        norm.forward, norm.folded_into = _itself, conv
     return bool(pairs)
 
 # %% ../nbs/01_classifier.ipynb #a2e9c307
@@ -788,6 +801,25 @@ def folded(
             if not rewrite(layer_calls(new.model, lambda: new(probe))): continue
             if all(_same(a, b, 1e-3) for a, b in zip(new(probe), wanted)): quick = new
     return quick
+
+# %% ../nbs/01_classifier.ipynb #3c3498f6
+class _Reweighted(nn.Module):
+    "A frozen classifier as a module, for `torch.func`."
+    def __init__(self, classifier: FrozenClassifier):
+        super().__init__()
+        self.model, self.classifier = classifier.model, classifier
+
+    def forward(self, images: Tensor) -> ClassifierOutput: return self.classifier(images)
+
+# %% ../nbs/01_classifier.ipynb #e3ad89a6
+@patch
+def with_weights(
+    self: FrozenClassifier,
+    weights: dict[str, Tensor],  # by the names of `model.named_parameters()`; those left out stay
+    images: Tensor,              # [B, C, H, W] float in [0, 1]
+) -> ClassifierOutput:           # with gradients to `weights` and `images`
+    "What the same classifier says with other weights."
+    return torch.func.functional_call(_Reweighted(self), {f"model.{name}": t for name, t in weights.items()}, (images,))
 
 # %% ../nbs/01_classifier.ipynb #bf9cb266
 def save_weights(

@@ -8,7 +8,7 @@ __all__ = ['RECIPES', 'split_off', 'Perturbation', 'ChannelMoments', 'bn_loss', 
            'reconstruction_inverter', 'robustness', 'best_of', 'reconstruct', 'nearest', 'frechet_distance',
            'leak_test', 'class_spread', 'reconstruction_report', 'triplets']
 
-# %% ../nbs/10_reconstruction.ipynb #4b6be37c
+# %% ../nbs/10_reconstruction.ipynb #1c37d95f
 import math
 import os
 import threading
@@ -22,7 +22,7 @@ from fastcore.basics import patch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from .classifier import ClassifierOutput, FrozenClassifier, layer_calls, probe_images
+from .classifier import ClassifierOutput, FrozenClassifier, folded_weights, layer_calls, probe_images
 from .conditioning import Condition
 from .data import Split, image_grid, pick_amp, to_float
 from .inversion import Inverter, Samples, as_frozen
@@ -191,7 +191,7 @@ def class_cosine_loss(
     with torch.autocast(f.device.type, enabled=False): cosines = f @ f.mT
     return ((cosines * same).sum((1, 2)) / same.sum((1, 2)).clamp(min=1)).mean()
 
-# %% ../nbs/10_reconstruction.ipynb #18154d5c
+# %% ../nbs/10_reconstruction.ipynb #51dc10fe
 class ReconstructionObjective:
     "All terms of section 5.3 and the traces in the weights, as the objective of an `Inverter`."
     def __init__(
@@ -203,6 +203,7 @@ class ReconstructionObjective:
         self.classifier, self.weights, self.amp = classifier, weights, pick_amp(amp, classifier.device)
         norms, linear = remembering_layers(classifier)
         if not norms and not linear: warnings.warn("the classifier has neither batch norm nor a fully connected layer: its weights have no trace that is read here")
+        self.quick = classifier.folded()  # before its layers are watched
         self.norms, self.linear = InputTap(norms), InputTap(linear)
 
     @cached_property
@@ -265,21 +266,25 @@ def clean(
         out = self.classifier(images.flatten(0, 1).contiguous(memory_format=torch.channels_last))
     return ClassifierOutput(*(part.unflatten(0, images.shape[:2]) for part in out))
 
-# %% ../nbs/10_reconstruction.ipynb #0606f37c
+# %% ../nbs/10_reconstruction.ipynb #a8292895
 @patch
 def gradient_norm(
     self: ReconstructionObjective,
     images: Tensor,  # [K, B, C, H, W]
     labels: Tensor,  # [K, B] int64
 ) -> Tensor:         # scalar
-    "L_Grad, a mean over the generators; the weights have gradients only in here."
-    parameters = [p for p in self.classifier.model.parameters() if p.is_floating_point()]
-    for p in parameters: p.requires_grad_(True)
-    try:
-        with sdpa_kernel(SDPBackend.MATH):  # the fused attention has no second derivative
-            return torch.stack([gradient_norm_loss(ce_loss(self.classifier(x).logits, y), parameters) for x, y in zip(images, labels)]).mean()
-    finally:
-        for p in parameters: p.requires_grad_(False)
+    "L_Grad, a mean over the generators, with respect to copies of the weights."
+    model, quick = self.classifier.model, self.quick
+    weights = {name: p.detach().requires_grad_() for name, p in model.named_parameters() if p.is_floating_point()}
+    given = dict(weights)
+    names = {module: name for name, module in quick.model.named_modules()}
+    for norm, name in names.items():
+        if (conv := getattr(norm, "folded_into", None)) is None: continue
+        parts = [weights.get(f"{layer}.{kind}") for layer in (names[conv], name) for kind in ("weight", "bias")]
+        given[f"{names[conv]}.weight"], given[f"{names[conv]}.bias"] = folded_weights(norm, *parts)
+    with sdpa_kernel(SDPBackend.MATH):  # the fused attention has no second derivative
+        losses = [ce_loss(quick.with_weights(given, x).logits, y) for x, y in zip(images, labels)]
+        return torch.stack([gradient_norm_loss(loss, weights.values()) for loss in losses]).mean()
 
 # %% ../nbs/10_reconstruction.ipynb #6cd2b972
 RECIPES = ("prior", "paper")
