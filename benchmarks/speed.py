@@ -10,7 +10,6 @@ classifier to the step at which every class is at 95 % of fresh samples, the loo
 """
 import argparse
 import json
-import os
 import platform
 import resource
 import statistics

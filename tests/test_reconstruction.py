@@ -312,6 +312,30 @@ class Attention(nn.Module):
     def forward(self, x: Tensor) -> Tensor: return self.head(self.layer(x[:, 0]).mean(1))
 
 
+def test_the_gradient_norm_of_a_folded_classifier_is_with_respect_to_the_weights_it_came_with() -> None:
+    torch.manual_seed(0)
+    model = CNN((1, 16, 16), 3)
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            for t in (module.weight.data, module.running_var): t.uniform_(0.5, 2)
+            for t in (module.bias.data, module.running_mean): t.normal_()
+    frozen = FrozenClassifier(model, shape=(1, 16, 16))
+    objective = ReconstructionObjective(frozen, ReconstructionWeights.paper(), amp="off")
+    assert objective.quick is not frozen
+    images, labels = torch.rand(2, 6, 1, 16, 16, requires_grad=True), torch.randint(3, (2, 6))
+    found = objective.gradient_norm(images, labels)
+    plain = model.eval().requires_grad_(True)
+    norms = []
+    for x, y in zip(images, labels):
+        gradients = torch.autograd.grad(ce_loss(plain(x), y), list(plain.parameters()), create_graph=True)
+        norms.append(sum(g.square().sum() for g in gradients))
+    expected = torch.stack(norms).mean()
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-6)
+    ours, theirs = (torch.autograd.grad(t, images)[0] for t in (found, expected))
+    assert (ours - theirs).norm() < 1e-2 * theirs.norm()  # rounding moves a few pixels over the bends of the activations
+    objective.close()
+
+
 def test_attention_has_a_gradient_norm_and_a_stationarity() -> None:
     torch.manual_seed(0)
     model = Attention().eval()
