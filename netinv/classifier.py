@@ -762,7 +762,7 @@ def folded_weights(
     off = norm.running_mean if bias is None else norm.running_mean - bias
     return weight * per_channel.view(-1, *[1] * (weight.ndim - 1)), (0 if shift is None else shift) - off * per_channel
 
-# %% ../nbs/01_classifier.ipynb #73b99f7c
+# %% ../nbs/01_classifier.ipynb #fd2a43b6
 def fold_batch_norms(
     calls: list[LayerCall],  # of a frozen copy
 ) -> bool:                   # whether there was anything to do
@@ -771,7 +771,7 @@ def fold_batch_norms(
     for conv, norm in pairs:
         weight, bias = folded_weights(norm, conv.weight, conv.bias, norm.weight, norm.bias)
         conv.weight, conv.bias = (nn.Parameter(t, requires_grad=False) for t in (weight, bias))
-        norm.forward, norm.folded_into = _itself, conv
+        norm.forward, norm.folded_into = _itself, (conv,)  # by itself it would become a part of the batch norm
     return bool(pairs)
 
 # %% ../nbs/01_classifier.ipynb #a2e9c307

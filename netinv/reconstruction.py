@@ -266,7 +266,7 @@ def clean(
         out = self.classifier(images.flatten(0, 1).contiguous(memory_format=torch.channels_last))
     return ClassifierOutput(*(part.unflatten(0, images.shape[:2]) for part in out))
 
-# %% ../nbs/10_reconstruction.ipynb #a8292895
+# %% ../nbs/10_reconstruction.ipynb #db692d95
 @patch
 def gradient_norm(
     self: ReconstructionObjective,
@@ -279,9 +279,9 @@ def gradient_norm(
     given = dict(weights)
     names = {module: name for name, module in quick.model.named_modules()}
     for norm, name in names.items():
-        if (conv := getattr(norm, "folded_into", None)) is None: continue
-        parts = [weights.get(f"{layer}.{kind}") for layer in (names[conv], name) for kind in ("weight", "bias")]
-        given[f"{names[conv]}.weight"], given[f"{names[conv]}.bias"] = folded_weights(norm, *parts)
+        for conv in getattr(norm, "folded_into", ()):
+            parts = [weights.get(f"{layer}.{kind}") for layer in (names[conv], name) for kind in ("weight", "bias")]
+            given[f"{names[conv]}.weight"], given[f"{names[conv]}.bias"] = folded_weights(norm, *parts)
     with sdpa_kernel(SDPBackend.MATH):  # the fused attention has no second derivative
         losses = [ce_loss(quick.with_weights(given, x).logits, y) for x, y in zip(images, labels)]
         return torch.stack([gradient_norm_loss(loss, weights.values()) for loss in losses]).mean()

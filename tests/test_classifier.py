@@ -669,6 +669,7 @@ def test_a_folded_classifier_has_the_same_logits_features_and_gradients(features
             for t in (module.weight.data, module.running_var): t.uniform_(0.5, 2)
             for t in (module.bias.data, module.running_mean): t.normal_()
     classifier = FrozenClassifier(model, shape=(2, 17, 13), features=features)
+    assert [name for name, _ in classifier.folded().model.named_modules()] == [name for name, _ in classifier.model.named_modules()]
     quick, before = classifier.folded(), {name: t.clone() for name, t in classifier.model.state_dict().items()}
     assert quick is not classifier
     x = torch.rand(6, 2, 17, 13, requires_grad=True)
