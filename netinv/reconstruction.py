@@ -71,13 +71,14 @@ class Perturbation:
         edge = 1 - 1 / torch.tensor([width, height], device=x.device, dtype=x.dtype)  # the centres of the outermost pixels
         return grid.clamp(-edge, edge)
 
-# %% ../nbs/10_reconstruction.ipynb #3d89f0e6
+# %% ../nbs/10_reconstruction.ipynb #7b7229c9
 class ChannelMoments(torch.autograd.Function):
     "Mean and variance of each channel, [C] and [C], of maps [B, C, ...], in one pass each way."
     @staticmethod
     def forward(ctx, x):
-        eps = 1e-5
-        _, mean, inverse = torch.native_batch_norm(x, None, None, None, None, True, 0.0, eps)
+        eps, dtype = 1e-5, torch.float64 if x.dtype == torch.float64 else torch.float32
+        scale, shift = torch.ones(x.shape[1], dtype=dtype, device=x.device), torch.zeros(x.shape[1], dtype=dtype, device=x.device)
+        _, mean, inverse = torch.native_batch_norm(x, scale, shift, None, None, True, 0.0, eps)  # statistics come in the dtype of `scale`
         ctx.save_for_backward(x, mean)
         return mean, (inverse**-2 - eps).clamp(min=0)
 
@@ -86,7 +87,7 @@ class ChannelMoments(torch.autograd.Function):
         x, mean = ctx.saved_tensors
         n, shape = x.numel() // x.shape[1], (1, -1, *[1] * (x.ndim - 2))
         slope, start = 2 * by_var / n, (by_mean - 2 * by_var * mean) / n
-        return torch.addcmul(start.to(x.dtype).view(shape), x, slope.to(x.dtype).view(shape))
+        return torch.addcmul(start.view(shape), full_precision(x), slope.view(shape)).to(x.dtype)  # rounded last, or each channel would drift
 
 # %% ../nbs/10_reconstruction.ipynb #88951a62
 def bn_loss(

@@ -127,6 +127,18 @@ def test_bn_loss_against_a_loop() -> None:
     assert bn_loss(flat, flat[:1].mean((0, 1)), flat[:1].var((0, 1), unbiased=False)).item() >= 0
 
 
+def test_bn_loss_of_bfloat16_maps_is_that_of_the_same_numbers_in_double() -> None:
+    generator = torch.Generator().manual_seed(0)
+    x = (3 + torch.randn(2, 50, 4, 6, 6, generator=generator)).bfloat16().requires_grad_()
+    exact = x.detach().double().requires_grad_()
+    mean, var = torch.full((4,), 3.02, dtype=torch.float64), torch.full((4,), 1.1, dtype=torch.float64)
+    losses = bn_loss(x, mean.float(), var.float()), bn_loss(exact, mean, var)
+    assert losses[0].item() == pytest.approx(losses[1].item(), rel=1e-3)
+    ours, theirs = (torch.autograd.grad(loss, t)[0].double() for loss, t in zip(losses, (x, exact)))
+    assert (ours - theirs).norm() < 0.01 * theirs.norm()
+    assert (ours - theirs).sum((1, 3, 4)).norm() < 0.02 * theirs.sum((1, 3, 4)).norm()  # no channel drifts
+
+
 def test_bn_loss_has_a_finite_gradient_for_constant_channels() -> None:
     x = torch.zeros(1, 4, 2, 3, 3, requires_grad=True)
     bn_loss(x, torch.ones(2), torch.ones(2)).backward()
