@@ -152,19 +152,21 @@ class DeepInverter(PixelInverter):
         bn = sum(bn_loss(x[None], layer.running_mean, layer.running_var, layer.eps) for layer, x in pairs)
         return self.tv * variation_loss(images) + self.l2 * images.square().mean() + self.bn * bn / max(1, len(pairs))
 
-# %% ../nbs/13_baselines.ipynb #fa80de03
+# %% ../nbs/13_baselines.ipynb #7f3a6c28
 class LiteralGenerator(nn.Module):
     "Latent and vector to N x N, the matrix as a channel, doubled, and large kernels on to the image (section 3.2)."
     def __init__(
         self,
         shape: tuple[int, int, int],  # C, H, W; H = W, at least twice the number of classes
-        n_classes: int,               # N, even, at least 10
+        n_classes: int,               # N, even
         *,
         latent_dim: int = 100,
         width: int = 128,
         dropout: float = 0.5,
     ):
         super().__init__()
+        if n_classes % 2 or shape[1] != shape[2] or shape[1] < 2 * n_classes:
+            raise ValueError(f"the literal generator is for square images of at least twice as many pixels a side as there are classes, an even number: got {tuple(shape)} and {n_classes}")
         self.latent_dim = latent_dim
 
         def block(layer: nn.Module, channels: int) -> nn.Sequential:

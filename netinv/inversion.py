@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['SYNC_EVERY', 'InversionWeights', 'inversion_terms', 'weigh', 'Samples', 'class_accuracy', 'Log', 'Inverter',
-           'as_frozen', 'reachable', 'seeded_generator', 'spread', 'fingerprint', 'progress_bar', 'summary']
+           'check_counts', 'as_frozen', 'reachable', 'seeded_generator', 'spread', 'images_at_once', 'fingerprint',
+           'progress_bar', 'summary']
 
 # %% ../nbs/05_inversion.ipynb #23597772
 import hashlib
@@ -142,7 +143,7 @@ class Log:
         self.table = torch.cat([self.table, new])
         return new
 
-# %% ../nbs/05_inversion.ipynb #15ef47c9
+# %% ../nbs/05_inversion.ipynb #2e745707
 class Inverter:
     "Trains conditioned generators against a frozen classifier (section 3.3) and samples from them."
     def __init__(
@@ -168,8 +169,7 @@ class Inverter:
         self.classifier = as_frozen(classifier, shape, device)
         self.quick = self.classifier.folded() if objective is inversion_terms else self.classifier  # another objective may watch its layers
         self.device, self.amp = self.classifier.device, pick_amp(amp, self.classifier.device)
-        if batch_size < 2: raise ValueError(f"batch_size is {batch_size}: variety needs at least 2 images in a batch")
-        if n_generators < 1: raise ValueError(f"n_generators is {n_generators}: expected 1 or more")
+        check_counts(batch_size, n_generators)
         self.weights, self.objective, self.perturb, self.batch_size = weights or InversionWeights(), objective, perturb, batch_size
         self.config = dict(conditioning=conditioning, n_generators=n_generators, temperature=temperature,
                            batch_size=batch_size, lr=lr, averaging=averaging, classes=classes, seed=seed, **sizes)
@@ -180,16 +180,20 @@ class Inverter:
         self.generators = nn.ModuleList(seeded_generator(s, self.classifier.shape, self.conditioning, **sizes) for s in seeds)
         self.generators.to(self.device, memory_format=torch.channels_last)
         self.at_once = n_generators > 1 and self.device.type == "cuda"
-        self.images_at_once = 128 if self.device.type == "cpu" else 1024
         self.averaged = AveragedModel(self.generators, multi_avg_fn=get_ema_multi_avg_fn(averaging), use_buffers=True).eval()
         self.rngs = [torch.Generator(self.device).manual_seed(s) for s in seeds]
         self.sample_rng = torch.Generator(self.device).manual_seed(1_000 * seed + 999)
-        fused = self.device.type in ("cpu", "cuda")
-        self.optimizer = torch.optim.Adam(self.generators.parameters(), lr, betas=(0.5, 0.999), fused=fused)
+        self.optimizer = torch.optim.Adam(self.generators.parameters(), lr, betas=(0.5, 0.999), fused=self.device.type in ("cpu", "cuda"))
         self.step, self.seconds, self.began, self.log = 0, 0.0, time.perf_counter(), None
 
     def __repr__(self) -> str:
         return f"Inverter({len(self.generators)} generators, {self.step} steps, {self.conditioning}, {self.classifier})"
+
+# %% ../nbs/05_inversion.ipynb #e336de30
+def check_counts(batch_size: int, n_generators: int) -> None:
+    "A `ValueError` for a batch or a number of generators that is too small."
+    if batch_size < 2: raise ValueError(f"batch_size is {batch_size}: variety needs at least 2 images in a batch")
+    if n_generators < 1: raise ValueError(f"n_generators is {n_generators}: expected 1 or more")
 
 # %% ../nbs/05_inversion.ipynb #e2ed786e
 def as_frozen(
@@ -287,7 +291,12 @@ def spread(
     if labels.ndim and len(labels) != n: raise ValueError(f"{len(labels)} labels for {n} images: give one label, or one for each image")
     return labels.expand(n).long(), torch.tensor(members)[index % len(members)]
 
-# %% ../nbs/05_inversion.ipynb #98bc128c
+# %% ../nbs/05_inversion.ipynb #50d91e37
+def images_at_once(device: torch.device) -> int:
+    "How many images fit into the caches of a CPU, or keep a GPU busy."
+    return 128 if device.type == "cpu" else 1024
+
+# %% ../nbs/05_inversion.ipynb #0ad2f392
 @patch
 @torch.no_grad()
 def generate(
@@ -307,7 +316,7 @@ def generate(
     if n < 1: raise ValueError(f"n is {n}: expected at least one image")
     rng = self.sample_rng if seed is None else torch.Generator(self.device).manual_seed(seed)
     labels, members = (t.to(self.device) for t in spread(labels, n, self.conditioning.classes, members))
-    batches = [(k, index) for k in members.unique().tolist() for index in (members == k).nonzero()[:, 0].split(batch_size or self.images_at_once)]
+    batches = [(k, index) for k in members.unique().tolist() for index in (members == k).nonzero()[:, 0].split(batch_size or images_at_once(self.device))]
     parts = [self._generate_batch(k, labels[index], dropout, rng) for k, index in batches]
     order = torch.cat([index for _, index in batches]).argsort()
     return torch.cat(parts)[order], labels, members
@@ -328,7 +337,7 @@ def _generate_batch(
         condition = self.conditioning.sample(len(labels), labels, rng)
         return generator(generator.latent(len(labels), rng), condition, rng)
 
-# %% ../nbs/05_inversion.ipynb #d047de68
+# %% ../nbs/05_inversion.ipynb #98955b4c
 @patch
 @delegates(Inverter.generate)
 @torch.no_grad()
@@ -341,7 +350,7 @@ def sample(
 ) -> Samples:
     "Images with the classifier's view of them, in full precision; a `ValueError` for a label or generator that does not exist."
     images, labels, members = self.generate(n, batch_size=batch_size, **kwargs)
-    views = [self.quick(part.contiguous(memory_format=torch.channels_last)) for part in images.split(batch_size or self.images_at_once)]
+    views = [self.quick(part.contiguous(memory_format=torch.channels_last)) for part in images.split(batch_size or images_at_once(self.device))]
     return Samples(images, labels, torch.cat([v.logits.softmax(1) for v in views]), torch.cat([v.features for v in views]), members)
 
 # %% ../nbs/05_inversion.ipynb #d5165d8d

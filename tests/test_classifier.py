@@ -10,6 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from networks import worn_cnn
+
 from netinv.classifier import (
     CNN,
     FrozenClassifier,
@@ -662,12 +664,7 @@ def test_what_cannot_be_folded_stays_as_it_is(make) -> None:
 
 @pytest.mark.parametrize("features", [None, "body.0.1", "body.0.2", "hidden.2"])
 def test_a_folded_classifier_has_the_same_logits_features_and_gradients(features) -> None:
-    torch.manual_seed(0)
-    model = CNN((2, 17, 13), 5)
-    for module in model.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            for t in (module.weight.data, module.running_var): t.uniform_(0.5, 2)
-            for t in (module.bias.data, module.running_mean): t.normal_()
+    model = worn_cnn((2, 17, 13), 5)
     classifier = FrozenClassifier(model, shape=(2, 17, 13), features=features)
     assert [name for name, _ in classifier.folded().model.named_modules()] == [name for name, _ in classifier.model.named_modules()]
     quick, before = classifier.folded(), {name: t.clone() for name, t in classifier.model.state_dict().items()}

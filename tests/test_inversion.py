@@ -12,6 +12,8 @@ import pytest
 import torch
 from torch import nn
 
+from networks import worn_cnn
+
 from netinv.baselines import PixelInverter
 from netinv.classifier import CNN, FrozenClassifier
 from netinv.inversion import InversionWeights, Inverter, Log, Samples, spread, summary, weigh
@@ -121,12 +123,7 @@ def test_generators_run_as_one_network_are_those_run_one_by_one(conditioning: st
 
 
 def test_the_quick_and_the_plain_classifier_give_a_generator_the_same_gradient() -> None:
-    torch.manual_seed(0)
-    model = CNN((3, 20, 20), 4)
-    for module in model.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            for t in (module.weight.data, module.running_var): t.uniform_(0.5, 2)
-            for t in (module.bias.data, module.running_mean): t.normal_()
+    model = worn_cnn((3, 20, 20), 4)
     quick, plain = (Inverter(FrozenClassifier(model, shape=(3, 20, 20)), seed=3, **SMALL) for _ in range(2))
     assert quick.quick is not quick.classifier
     plain.quick = plain.classifier

@@ -10,6 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from networks import worn_cnn
+
 from netinv.baselines import reconstruct_from_stationarity, stationarity_loss
 from netinv.classifier import CNN, FrozenClassifier, train_classifier
 from netinv.data import ImageData, Split, load_data, to_float
@@ -325,12 +327,7 @@ class Attention(nn.Module):
 
 
 def test_the_gradient_norm_of_a_folded_classifier_is_with_respect_to_the_weights_it_came_with() -> None:
-    torch.manual_seed(0)
-    model = CNN((1, 16, 16), 3)
-    for module in model.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            for t in (module.weight.data, module.running_var): t.uniform_(0.5, 2)
-            for t in (module.bias.data, module.running_mean): t.normal_()
+    model = worn_cnn((1, 16, 16), 3)
     frozen = FrozenClassifier(model, shape=(1, 16, 16))
     objective = ReconstructionObjective(frozen, ReconstructionWeights.paper(), amp="off")
     assert objective.quick is not frozen
