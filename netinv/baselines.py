@@ -228,7 +228,7 @@ def stationarity_loss(
     left = sum((w.detach() - (0 if g is None else g)).square().sum() for w, g in zip(weights.values(), gradients))
     return left / sum(w.detach().square().sum() for w in weights.values())
 
-# %% ../nbs/13_baselines.ipynb #9b5ea066
+# %% ../nbs/13_baselines.ipynb #2227f7d8
 def reconstruct_from_stationarity(
     classifier: FrozenClassifier | nn.Module,   # a plain module needs `shape`
     *,
@@ -245,7 +245,9 @@ def reconstruct_from_stationarity(
     "Images that together explain the weights (Haim et al., 2022; Buzaglo et al., 2023)."
     from tqdm.auto import trange
 
+    if n < 1: raise ValueError(f"n is {n}: expected 1 or more images")
     frozen = as_frozen(classifier, shape, device)
+    if frozen.from_probabilities: raise ValueError("stationarity is about the margins of logits: take the softmax at the end of the classifier away")
     rng = torch.Generator(frozen.device).manual_seed(seed)
     labels = spread(None, n, reachable(frozen), [0])[0].to(frozen.device)
     images = (0.5 + 0.1 * torch.randn(n, *frozen.shape, generator=rng, device=frozen.device)).requires_grad_()
@@ -258,7 +260,7 @@ def reconstruct_from_stationarity(
         optimizer.zero_grad()
         total.backward()
         optimizer.step()
-        if step % 100 == 0:
+        if step % 100 == 0 or step == steps - 1:
             if not math.isfinite(left := loss.item()): raise FloatingPointError(f"the stationarity became {left} at step {step}: try a smaller lr")
             bar.set_postfix(left=f"{left:.3f}")
     found = images.detach().clamp(min=0)

@@ -5,13 +5,13 @@
 # %% auto #0
 __all__ = ['MIRRORED', 'conv_block', 'conv_body', 'check_sizes', 'CNN', 'first_line', 'run_classifier', 'check_logits',
            'augmented', 'pick_augment', 'default_epochs', 'one_cycle', 'borrowed_rng', 'shuffled_batches',
-           'train_classifier', 'eval_mode', 'predictions', 'accuracy', 'frozen_copy', 'probe_images', 'check_gradient',
-           'warn_if_fickle', 'LayerCall', 'layer_calls', 'find_features', 'FeatureTap', 'named_features',
-           'drop_watching_hooks', 'lay_channels_last', 'are_probabilities', 'log_probabilities', 'examine_classifier',
-           'tap_features', 'ClassifierOutput', 'FrozenClassifier', 'folded_weights', 'fold_batch_norms', 'pool_first',
-           'save_weights', 'load_weights']
+           'train_classifier', 'eval_mode', 'predictions', 'accuracy', 'plain_weights', 'frozen_copy', 'probe_images',
+           'check_gradient', 'warn_if_fickle', 'LayerCall', 'layer_calls', 'find_features', 'FeatureTap',
+           'named_features', 'drop_watching_hooks', 'lay_channels_last', 'are_probabilities', 'log_probabilities',
+           'examine_classifier', 'tap_features', 'ClassifierOutput', 'FrozenClassifier', 'folded_weights',
+           'fold_batch_norms', 'pool_first', 'save_weights', 'load_weights']
 
-# %% ../nbs/01_classifier.ipynb #de40b686
+# %% ../nbs/01_classifier.ipynb #b71cdf4b
 import copy
 import math
 import os
@@ -21,6 +21,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from difflib import get_close_matches
+from functools import partial
 from numbers import Integral
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -30,6 +31,9 @@ import torch.nn.functional as F
 from fastcore.basics import patch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
+from torch.nn.utils import parametrize, prune
+from torch.nn.utils.spectral_norm import SpectralNorm, remove_spectral_norm
+from torch.nn.utils.weight_norm import WeightNorm, remove_weight_norm
 
 from .data import ImageData, Split, load_tensors, pick_amp, pick_device, save_tensors, to_float
 
@@ -339,7 +343,23 @@ def accuracy(
     if not len(split): raise ValueError("accuracy needs at least one image, got an empty split")
     return (predictions(model, split.images, batch_size) == split.labels).float().mean().item()
 
-# %% ../nbs/01_classifier.ipynb #256a1fa3
+# %% ../nbs/01_classifier.ipynb #dc20d406
+def plain_weights(
+    model: nn.Module,  # a copy, in eval mode
+) -> None:
+    "Let weights that every pass computes anew (by pruning, weight or spectral norm, or a parametrization) be what they are."
+    kinds = ((prune.BasePruningMethod, prune.remove, "_tensor_name"), (WeightNorm, remove_weight_norm, "name"), (SpectralNorm, remove_spectral_norm, "name"))
+    for module in list(model.modules()):
+        for hook in list(module._forward_pre_hooks.values()):
+            for kind, remove, name in kinds:
+                if isinstance(hook, kind): remove(module, getattr(hook, name))
+        if parametrize.is_parametrized(module):
+            values = {name: getattr(module, name).clone() for name in module.parametrizations}
+            module.__class__ = parametrize.type_before_parametrizations(module)  # its own class it shares with the original
+            del module.parametrizations
+            for name, value in values.items(): module.register_parameter(name, nn.Parameter(value))
+
+# %% ../nbs/01_classifier.ipynb #f77145bb
 @torch.no_grad()
 def frozen_copy(
     module: nn.Module,
@@ -361,8 +381,9 @@ def frozen_copy(
     for m in frozen.modules():
         m._backward_hooks.clear()
         m._backward_pre_hooks.clear()
+    plain_weights(frozen.eval())
     for p in frozen.parameters(): p.requires_grad_(False)
-    return frozen.to(device).float().eval()
+    return frozen.to(device).float()
 
 # %% ../nbs/01_classifier.ipynb #5f1fd507
 def probe_images(
@@ -552,34 +573,45 @@ def named_features(
         raise ValueError(f"layer {name!r} gives {got}, expected a tensor [{batch}, ...]: give another one as features")
     return calls[-1]
 
-# %% ../nbs/01_classifier.ipynb #dfefcdb6
+# %% ../nbs/01_classifier.ipynb #225d74ba
 def drop_watching_hooks(
     model: nn.Module,           # a frozen copy
     run: Callable[[], Tensor],  # its logits on a probe
     logits: Tensor,             # the same with all hooks in place
 ) -> None:
-    "Take a copy's forward hooks off, unless its logits change without them."
+    "Take off a copy's forward hooks that only look, if its logits are the same without them."
     hooks = [h for m in model.modules() for h in (m._forward_hooks, m._forward_pre_hooks)]
-    kept = [dict(h) for h in hooks]
+    kept, answered = [dict(h) for h in hooks], set()
     if not any(kept): return
-    for h in hooks: h.clear()
+    def overheard(hook, *args, **kwargs):
+        answer = hook(*args, **kwargs)
+        if answer is not None: answered.add(hook)
+        return answer
+    for h, before in zip(hooks, kept): h.update({key: partial(overheard, hook) for key, hook in before.items()})
+    run()
+    for h, before in zip(hooks, kept):
+        h.clear()
+        h.update({key: hook for key, hook in before.items() if hook in answered})
     try: needless = _same(run(), logits)
     except ValueError: needless = False
     if not needless:
         for h, before in zip(hooks, kept): h.update(before)
 
-# %% ../nbs/01_classifier.ipynb #28890dfa
+# %% ../nbs/01_classifier.ipynb #1bd8313c
 def lay_channels_last(
     model: nn.Module,           # a frozen copy
-    run: Callable[[], Tensor],  # its outputs for a probe
+    run: Callable[[torch.memory_format], Tensor],  # its outputs for a probe laid out so
     outputs: Tensor,            # the same, as the model came
-) -> None:
+) -> torch.memory_format:       # what images shall be laid out in
     "Store a copy's kernels with the channels last, unless it fails or answers differently then."
-    if not any(isinstance(module, nn.Conv2d) for module in model.modules()): return
-    model.to(memory_format=torch.channels_last)
-    try: fits = _same(run(), outputs)
-    except ValueError: fits = False
-    if not fits: model.to(memory_format=torch.contiguous_format)
+    last, usual = torch.channels_last, torch.contiguous_format
+    if not any(isinstance(module, nn.Conv2d) for module in model.modules()): return usual
+    model.to(memory_format=last)
+    try:
+        if _same(run(last), outputs): return last
+    except ValueError: pass
+    model.to(memory_format=usual)
+    return usual
 
 # %% ../nbs/01_classifier.ipynb #7a1da14f
 def are_probabilities(
@@ -595,23 +627,24 @@ def log_probabilities(
     "Logits whose softmax is `outputs`."
     return outputs.clamp_min(torch.finfo(torch.float32).tiny).log()
 
-# %% ../nbs/01_classifier.ipynb #dd6277ae
+# %% ../nbs/01_classifier.ipynb #7585e322
 def examine_classifier(
     model: nn.Module,                     # a frozen copy
     forward: Callable[[Tensor], Tensor],  # `model` after its preprocessing
     probe: Tensor,                        # [8, C, H, W]
     n_classes: int | None,
-) -> Tensor:                              # [8, N], the outputs for the probe
+) -> tuple[Tensor, torch.memory_format]:  # [8, N], the outputs for the probe; the layout that images shall have
     "Errors and warnings for what would spoil an inversion; the copy sheds needless hooks and is laid out for speed."
     outputs = run_classifier(forward, probe)
     check_logits(outputs, n_classes)
     check_gradient(forward, probe)
+    layout = torch.contiguous_format
     if warn_if_fickle(forward, probe, outputs):
         drop_watching_hooks(model, lambda: run_classifier(forward, probe), outputs)
-        lay_channels_last(model, lambda: run_classifier(forward, probe), outputs)
+        layout = lay_channels_last(model, lambda layout: run_classifier(forward, probe.contiguous(memory_format=layout)), outputs)
     if are_probabilities(outputs):
         warnings.warn("the classifier returns probabilities: their logarithms serve as logits", stacklevel=3)
-    return outputs
+    return outputs, layout
 
 # %% ../nbs/01_classifier.ipynb #ce4cd60b
 def tap_features(
@@ -633,7 +666,7 @@ class ClassifierOutput(NamedTuple):
     logits: Tensor    # [B, N] float32
     features: Tensor  # [B, D] float32, the last hidden layer
 
-# %% ../nbs/01_classifier.ipynb #c87bc39a
+# %% ../nbs/01_classifier.ipynb #ca0178b2
 class FrozenClassifier:
     "A frozen copy of any classifier, checked, its features at hand (section 3.1); a `ValueError` if it is unfit."
 
@@ -652,9 +685,10 @@ class FrozenClassifier:
         self.shape, self.device = tuple(shape), pick_device(device)
         self.model = frozen_copy(model, self.device)
         self.preprocess = frozen_copy(preprocess, self.device) if isinstance(preprocess, nn.Module) else preprocess
+        self.layout = self.quick = None  # not known yet
         probe = probe_images(self.shape, self.device)
         with borrowed_rng(None, self.device), torch.no_grad():
-            outputs = examine_classifier(self.model, self._forward, probe, n_classes)
+            outputs, self.layout = examine_classifier(self.model, self._forward, probe, n_classes)
             self.tap, self.feature_layer = tap_features(self.model, lambda: self._forward(probe), outputs, features)
             self.from_probabilities = are_probabilities(outputs)
             self.n_classes, self.feature_dim = outputs.shape[1], self(probe).features.shape[1]
@@ -675,6 +709,7 @@ class FrozenClassifier:
         return ClassifierOutput(logits, self.tap.take().float() if self.tap else logits)
 
     def _forward(self, images: Tensor) -> Tensor:
+        if self.layout: images = images.contiguous(memory_format=self.layout)
         return self.model(self.preprocess(images) if self.preprocess else images)
 
     def __repr__(self) -> str: return _describe(self)
@@ -762,12 +797,14 @@ def folded_weights(
     off = norm.running_mean if bias is None else norm.running_mean - bias
     return weight * per_channel.view(-1, *[1] * (weight.ndim - 1)), (0 if shift is None else shift) - off * per_channel
 
-# %% ../nbs/01_classifier.ipynb #fd2a43b6
+# %% ../nbs/01_classifier.ipynb #eb359a3c
 def fold_batch_norms(
     calls: list[LayerCall],  # of a frozen copy
 ) -> bool:                   # whether there was anything to do
     "Let convolutions scale and shift as the batch norms after them did."
-    pairs = [(conv, norm) for conv, norm in _neighbours(calls, (nn.Conv2d,), nn.BatchNorm2d) if norm.running_mean is not None]
+    users = Counter(id(call.module.weight) for call in calls if getattr(call.module, "weight", None) is not None)
+    pairs = [(conv, norm) for conv, norm in _neighbours(calls, (nn.Conv2d,), nn.BatchNorm2d)
+             if norm.running_mean is not None and "weight" in conv._parameters and not conv._forward_pre_hooks and users[id(conv.weight)] == 1]
     for conv, norm in pairs:
         weight, bias = folded_weights(norm, conv.weight, conv.bias, norm.weight, norm.bias)
         conv.weight, conv.bias = (nn.Parameter(t, requires_grad=False) for t in (weight, bias))
@@ -786,21 +823,27 @@ def pool_first(
         bend.forward = _itself
     return bool(pairs)
 
-# %% ../nbs/01_classifier.ipynb #789c7314
+# %% ../nbs/01_classifier.ipynb #832eaccb
+def _fold(classifier: "FrozenClassifier") -> "FrozenClassifier":
+    "What `folded` gives, made anew."
+    quick, probe = classifier, probe_images(classifier.shape, classifier.device)
+    with borrowed_rng(None, classifier.device), torch.no_grad(), torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+        wanted = classifier(probe)
+        for rewrite in (fold_batch_norms, pool_first):
+            new = copy.deepcopy(quick, {id(quick.preprocess): quick.preprocess})  # which may have no copy
+            if not rewrite(layer_calls(new.model, lambda: new(probe))): continue
+            if all(_same(a, b, 1e-3) for a, b in zip(new(probe), wanted)): quick = new
+    return quick
+
+# %% ../nbs/01_classifier.ipynb #d223e99f
 @patch
 @torch.inference_mode(False)
 def folded(
     self: FrozenClassifier,
 ) -> FrozenClassifier:
     "A copy that answers the same in fewer steps; itself where there is nothing to save, or the answer would be another."
-    quick, probe = self, probe_images(self.shape, self.device)
-    with borrowed_rng(None, self.device), torch.no_grad(), torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
-        wanted = self(probe)
-        for rewrite in (fold_batch_norms, pool_first):
-            new = copy.deepcopy(quick)
-            if not rewrite(layer_calls(new.model, lambda: new(probe))): continue
-            if all(_same(a, b, 1e-3) for a, b in zip(new(probe), wanted)): quick = new
-    return quick
+    if self.quick is None: self.quick = _fold(self)
+    return self.quick
 
 # %% ../nbs/01_classifier.ipynb #3c3498f6
 class _Reweighted(nn.Module):

@@ -39,7 +39,7 @@ def random_bytes(
     if torch.device(device or "cpu").type != "cpu": return torch.randint(256, (n,), generator=rng, device=device, dtype=torch.uint8)
     return torch.empty(-(-n // 8), dtype=torch.int64).random_(-(2**63), None, generator=rng).view(torch.uint8)[:n]
 
-# %% ../nbs/03_generator.ipynb #f9143c95
+# %% ../nbs/03_generator.ipynb #bddc6f1a
 class Dropout(nn.Module):
     "Dropout of single values or whole channels, in training and sampling alike, as long as `on` is true."
     def __init__(
@@ -56,7 +56,7 @@ class Dropout(nn.Module):
         dtype: torch.dtype = torch.float32,
     ) -> Tensor | None:                      # [B, C, h, w]: 0 for a share `p` (to 1/256), 1 / (1 - p) for the rest; None while off
         "What values are to be multiplied by."
-        dropped = round(256 * self.p)  # of 256 bytes
+        dropped = min(round(256 * self.p), 255)  # of 256 bytes
         if not self.on or not dropped: return None
         channels, *sides = self.shape
         noise = noise.view(-1, *sides, channels).permute(0, 3, 1, 2)  # as the maps lie in memory

@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['SYNC_EVERY', 'InversionWeights', 'inversion_terms', 'weigh', 'Samples', 'class_accuracy', 'Log', 'Inverter',
            'check_counts', 'as_frozen', 'reachable', 'seeded_generator', 'spread', 'images_at_once', 'fingerprint',
-           'progress_bar', 'summary']
+           'answers', 'progress_bar', 'summary']
 
-# %% ../nbs/05_inversion.ipynb #23597772
+# %% ../nbs/05_inversion.ipynb #6a64f4ed
 import hashlib
 import json
 import math
@@ -15,7 +15,7 @@ import os
 import time
 import warnings
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 import torch
@@ -24,7 +24,7 @@ from fastcore.meta import delegates
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from .classifier import ClassifierOutput, FrozenClassifier
+from .classifier import ClassifierOutput, FrozenClassifier, probe_images
 from .conditioning import Condition, Conditioning, make_conditioning
 from .data import image_grid, load_tensors, pick_amp, save_tensors, write_atomic
 from .generator import Dropout, Generator, together
@@ -106,7 +106,7 @@ class Samples:
     def __repr__(self) -> str:
         return f"Samples({len(self)} images of {'x'.join(map(str, self.images.shape[1:]))}, inversion accuracy {self.hits.float().mean():.1%})"
 
-# %% ../nbs/05_inversion.ipynb #0fe1bbf6
+# %% ../nbs/05_inversion.ipynb #2e326049
 def class_accuracy(
     hits: Tensor,    # [n] bool
     labels: Tensor,  # [n] int64
@@ -114,12 +114,12 @@ def class_accuracy(
 ) -> Tensor:         # [N] float32 in [0, 1], NaN for a class without samples
     "The share of hits in each class."
     count = torch.bincount(labels, minlength=n_classes)
-    return torch.bincount(labels, weights=hits.double(), minlength=n_classes).float() / count
+    return torch.bincount(labels, weights=hits.float(), minlength=n_classes) / count
 
 # %% ../nbs/05_inversion.ipynb #4acb49b1
 SYNC_EVERY = 10  # steps between two looks at the numbers
 
-# %% ../nbs/05_inversion.ipynb #6ce9b0e3
+# %% ../nbs/05_inversion.ipynb #293bce5f
 class Log:
     "Rows of numbers, written on the device and read in blocks."
     def __init__(self, columns: list[str], device: torch.device):
@@ -139,11 +139,11 @@ class Log:
 
     def read(self) -> Tensor:  # [n, columns] float64, the rows since the last call
         "Fetch what has been written, and add it to `table`."
-        new, self.filled = self.block[: self.filled].double().cpu(), 0
-        self.table = torch.cat([self.table, new])
+        new = self.block[: self.filled].cpu().double()  # not on the device: some have no float64
+        self.table, self.filled = torch.cat([self.table, new]), 0
         return new
 
-# %% ../nbs/05_inversion.ipynb #2e745707
+# %% ../nbs/05_inversion.ipynb #d2b4008b
 class Inverter:
     "Trains conditioned generators against a frozen classifier (section 3.3) and samples from them."
     def __init__(
@@ -172,7 +172,7 @@ class Inverter:
         check_counts(batch_size, n_generators)
         self.weights, self.objective, self.perturb, self.batch_size = weights or InversionWeights(), objective, perturb, batch_size
         self.config = dict(conditioning=conditioning, n_generators=n_generators, temperature=temperature,
-                           batch_size=batch_size, lr=lr, averaging=averaging, classes=classes, seed=seed, **sizes)
+                           batch_size=batch_size, lr=lr, averaging=averaging, classes=None if classes is None else list(classes), seed=seed, **sizes)
         self.conditioning = make_conditioning(
             conditioning, self.classifier.n_classes, temperature=temperature,
             side=min(self.classifier.shape[1:]), classes=reachable(self.classifier, classes))
@@ -244,17 +244,18 @@ def draw(
     if self.at_once: return together(list(self.generators), torch.stack(latents), stacked, masks), stacked
     return torch.stack([generator(z, c, masks=m) for generator, z, c, m in zip(self.generators, latents, conditions, masks)]), stacked
 
-# %% ../nbs/05_inversion.ipynb #f7ea1cbb
+# %% ../nbs/05_inversion.ipynb #6b5a3eae
 @patch
 def train_step(self: Inverter) -> None:
     "Draw, classify, weigh, descend; the step's numbers go to the log."
     with torch.autocast(self.device.type, self.amp, enabled=self.amp is not None):
         images, condition = self.draw()
         seen = images if self.perturb is None else torch.stack([self.perturb(x, rng) for x, rng in zip(images, self.rngs)])
-        flat = self.quick(seen.flatten(0, 1).contiguous(memory_format=torch.channels_last))
+        flat = self.quick(seen.flatten(0, 1))
     out = ClassifierOutput(*(part.unflatten(0, images.shape[:2]) for part in flat))
     terms = self.objective(images, condition, out)
     total = weigh(terms, self.weights.by_term())
+    if not (isinstance(total, Tensor) and total.requires_grad): raise ValueError("no term that has a weight depends on the images: give one a weight above 0, such as the cross entropy's")
     self.optimizer.zero_grad()
     (len(self.generators) * total).backward(inputs=list(self.generators.parameters()))  # an objective may differentiate by the classifier's weights
     self.optimizer.step()
@@ -337,7 +338,7 @@ def _generate_batch(
         condition = self.conditioning.sample(len(labels), labels, rng)
         return generator(generator.latent(len(labels), rng), condition, rng)
 
-# %% ../nbs/05_inversion.ipynb #98955b4c
+# %% ../nbs/05_inversion.ipynb #f2f23ecb
 @patch
 @delegates(Inverter.generate)
 @torch.no_grad()
@@ -350,7 +351,7 @@ def sample(
 ) -> Samples:
     "Images with the classifier's view of them, in full precision; a `ValueError` for a label or generator that does not exist."
     images, labels, members = self.generate(n, batch_size=batch_size, **kwargs)
-    views = [self.quick(part.contiguous(memory_format=torch.channels_last)) for part in images.split(batch_size or images_at_once(self.device))]
+    views = [self.quick(part) for part in images.split(batch_size or images_at_once(self.device))]
     return Samples(images, labels, torch.cat([v.logits.softmax(1) for v in views]), torch.cat([v.features for v in views]), members)
 
 # %% ../nbs/05_inversion.ipynb #d5165d8d
@@ -400,7 +401,7 @@ def state(self: Inverter) -> dict[str, Tensor]:
             **{f"optimizer.{i}.{name}": t for i, entry in moments.items() for name, t in entry.items()},
             **{f"rngs.{k}": rng.get_state() for k, rng in enumerate(self.rngs)}}
 
-# %% ../nbs/05_inversion.ipynb #626f4ca4
+# %% ../nbs/05_inversion.ipynb #60fefa91
 @patch
 def restore(
     self: Inverter,
@@ -412,7 +413,7 @@ def restore(
     self.averaged.load_state_dict(part("averaged"))
     for i, p in enumerate(self.optimizer.param_groups[0]["params"]):
         moments = part(f"optimizer.{i}")
-        self.optimizer.state[p] = {name: torch.empty_like(p if t.ndim else t).copy_(t) for name, t in moments.items()}
+        self.optimizer.state[p] = {name: torch.empty_like(p if t.ndim else t, device=p.device if p.is_cuda else None).copy_(t) for name, t in moments.items()}
     for k, rng in enumerate(self.rngs): rng.set_state(state[f"rngs.{k}"].cpu())
 
 # %% ../nbs/05_inversion.ipynb #2f5cfb2b
@@ -444,7 +445,15 @@ def fingerprint(
         digest.update(t.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
 
-# %% ../nbs/05_inversion.ipynb #3bd1af4c
+# %% ../nbs/05_inversion.ipynb #a6f86666
+@torch.no_grad()
+def answers(
+    classifier: FrozenClassifier,
+) -> Tensor:  # [8, N]
+    "Log-probabilities for the probe, which tell preprocessing apart that weights do not know of."
+    return classifier(probe_images(classifier.shape, classifier.device)).logits.log_softmax(1).clamp(min=-20)
+
+# %% ../nbs/05_inversion.ipynb #871ddcf8
 @patch
 def save_checkpoint(
     self: Inverter,
@@ -455,9 +464,9 @@ def save_checkpoint(
     meta = {"config": self.config, "classifier": fingerprint(self.classifier), "step": self.step, "seconds": self.seconds,
             "columns": self.log.columns if self.log else None, **progress}
     log = {"log": self.log.table, "seconds": torch.tensor(self.log.seconds, dtype=torch.float64)} if self.log else {}
-    save_tensors(Path(folder) / "checkpoint.safetensors", {**self.state(), **log}, meta)
+    save_tensors(Path(folder) / "checkpoint.safetensors", {**self.state(), **log, "answers": answers(self.classifier)}, meta)
 
-# %% ../nbs/05_inversion.ipynb #ee35aab6
+# %% ../nbs/05_inversion.ipynb #d72e44de
 @patch
 def load_checkpoint(
     self: Inverter,
@@ -468,6 +477,8 @@ def load_checkpoint(
     tensors, meta = load_tensors(path)
     if meta.get("classifier") != fingerprint(self.classifier):
         raise ValueError(f"{path} belongs to another classifier: resume with the one it was trained against, or use another folder")
+    if not torch.allclose(answers(self.classifier), tensors["answers"].to(self.device), rtol=0.02, atol=0.1):
+        raise ValueError(f"{path} belongs to a classifier that answers differently: resume with the preprocess it was trained with, or use another folder")
     if changed := [key for key in self.config | meta["config"] if self.config.get(key) != meta["config"].get(key)]:
         was, now = ({key: config.get(key) for key in changed} for config in (meta["config"], self.config))
         raise ValueError(f"{path} was written with {was}, this inverter has {now}: use the same settings, or another folder")
@@ -514,7 +525,7 @@ def check_finite(
     raise FloatingPointError(f"the term {term!r} became {value} at step {step}: the generators are back at step {self.step}; "
                              "lower its weight or lr, or check the classifier")
 
-# %% ../nbs/05_inversion.ipynb #0752cba5
+# %% ../nbs/05_inversion.ipynb #0d8a908f
 @patch
 def fit(
     self: Inverter,
@@ -533,18 +544,21 @@ def fit(
     good, last = self.snapshot(), self.step
     self.began = time.perf_counter() - self.seconds
     with progress_bar(end, self.step, progress) as bar:
-        while self.step < end:
-            self.train_step()
-            stop = bool(on_step and on_step(self))
-            if self.log.filled < SYNC_EVERY and self.step < end and not stop: continue
-            block = self.log.read()
-            good = self.check_finite(block, good)
-            self.show(bar, block)
-            done = self.has_reached(until, block)
-            if done or stop: break
-            if checkpoint_dir and self.step - last >= checkpoint_every:
-                self.save_checkpoint(checkpoint_dir, start=start, reached=None)
-                last = self.step
+        try:
+            while self.step < end:
+                self.train_step()
+                stop = bool(on_step and on_step(self))
+                if self.log.filled < SYNC_EVERY and self.step < end and not stop: continue
+                block = self.log.read()
+                good = self.check_finite(block, good)
+                self.show(bar, block)
+                done = self.has_reached(until, block)
+                if done or stop: break
+                if checkpoint_dir and self.step - last >= checkpoint_every:
+                    self.save_checkpoint(checkpoint_dir, start=start, reached=None)
+                    last = self.step
+        finally:
+            if self.log and self.log.filled: self.log.read()  # so that an interrupted run can be looked at, saved and gone on with
     if checkpoint_dir: self.save_checkpoint(checkpoint_dir, start=start, reached=until if done else None)
     return self.history
 
@@ -638,7 +652,7 @@ def save(
     write_atomic(folder / "metrics.json", json.dumps(numbers, indent=2))
     return numbers
 
-# %% ../nbs/05_inversion.ipynb #46244f24
+# %% ../nbs/05_inversion.ipynb #523957e1
 @patch(cls_method=True)
 def load(
     cls: Inverter,
@@ -652,6 +666,7 @@ def load(
     try:
         config = yaml.safe_load((Path(folder) / "config.yaml").read_text())
         weights, shape, _, print_of = (config.pop(key) for key in ("weights", "shape", "n_classes", "classifier"))
+        if set(weights) != {f.name for f in fields(InversionWeights)}: raise ValueError(f"{folder} holds a run of another objective ({', '.join(weights)}), whose samples.safetensors can be read: train it anew with `reconstruct`")
         weights = InversionWeights(**weights)
     except (yaml.YAMLError, KeyError, TypeError, AttributeError, UnicodeDecodeError) as e:
         raise ValueError(f"{folder}/config.yaml is damaged ({type(e).__name__}): save the run anew") from e

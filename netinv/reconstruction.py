@@ -8,12 +8,12 @@ __all__ = ['RECIPES', 'split_off', 'Perturbation', 'ChannelMoments', 'bn_loss', 
            'reconstruction_inverter', 'robustness', 'best_of', 'reconstruct', 'nearest', 'frechet_distance',
            'leak_test', 'class_spread', 'reconstruction_report', 'triplets']
 
-# %% ../nbs/10_reconstruction.ipynb #1c37d95f
+# %% ../nbs/10_reconstruction.ipynb #ae4ae2f2
 import math
 import os
 import threading
 import warnings
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, is_dataclass, replace
 from functools import cached_property
 
 import torch
@@ -40,7 +40,7 @@ def split_off(
     order = torch.randperm(len(split), generator=torch.Generator().manual_seed(seed)).to(split.images.device)
     return [Split(split.images[rows], split.labels[rows]) for rows in order.split([*sizes, len(split) - sum(sizes)])]
 
-# %% ../nbs/10_reconstruction.ipynb #67d07f5b
+# %% ../nbs/10_reconstruction.ipynb #7a2f0c91
 @dataclass
 class Perturbation:
     "Small random changes to images, a fresh one for each."
@@ -67,7 +67,8 @@ class Perturbation:
         shift = 2 * self.shift * (2 * torch.rand(len(x), 2, generator=rng, device=x.device, dtype=x.dtype) - 1)
         cos, sin, (height, width) = scale * angle.cos(), scale * angle.sin(), x.shape[2:]  # coordinates count sides, not pixels
         matrix = torch.stack([torch.stack([cos, -sin * height / width], 1), torch.stack([sin * width / height, cos], 1)], 1)
-        grid = F.affine_grid(torch.cat([matrix, shift[:, :, None]], 2), list(x.shape), align_corners=False)
+        with torch.autocast(x.device.type, enabled=False):  # half precision would be off by parts of a pixel
+            grid = F.affine_grid(torch.cat([matrix, shift[:, :, None]], 2), list(x.shape), align_corners=False)
         edge = 1 - 1 / torch.tensor([width, height], device=x.device, dtype=x.dtype)  # the centres of the outermost pixels
         return grid.clamp(-edge, edge)
 
@@ -142,7 +143,7 @@ class InputTap:
         for handle in self.handles: handle.remove()
         self.kept.clear()
 
-# %% ../nbs/10_reconstruction.ipynb #3ebd4250
+# %% ../nbs/10_reconstruction.ipynb #c56aa62d
 def remembering_layers(
     classifier: FrozenClassifier,
 ) -> tuple[list[nn.Module], list[nn.Linear]]:  # batch norms with statistics; fully connected layers, in the order of use
@@ -151,24 +152,25 @@ def remembering_layers(
     used = list(dict.fromkeys(call.module for call in calls))
     norms = [m for m in used if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.running_mean is not None]
     linear = [m for m in used if isinstance(m, nn.Linear)]
-    return norms, linear[:-1] or linear
+    if len(linear) > 1 and linear[-1].out_features == classifier.n_classes: linear.pop()
+    return norms, linear
 
-# %% ../nbs/10_reconstruction.ipynb #e4c6d641
+# %% ../nbs/10_reconstruction.ipynb #53d2a0e4
 @dataclass
 class ReconstructionWeights:
     "How much each term counts (section 5.3); any number >= 0, and free to change while training goes on."
     alpha: float = 0.0        # KL divergence between target and answer
     alpha_pert: float = 0.0   # the same for perturbed images
     beta: float = 0.0         # cross entropy of the label
-    beta_pert: float = 8.0    # the same for perturbed images
+    beta_pert: float = 16.0   # the same for perturbed images
     gamma: float = 0.0        # cosine similarity of features
     delta: float = 0.0        # orthogonality of features
     eta_var: float = 1.0      # variation of neighbouring pixels
     eta_pix: float = 0.0      # pixels out of range
     eta_grad: float = 0.0     # squared gradient with respect to the weights
     eta_bn: float = 30.0      # statistics of batch norm; not in the paper
-    eta_span: float = 12.0    # span of the updates; not in the paper
-    gamma_class: float = 4.0  # cosine similarity of images of one class; not in the paper
+    eta_span: float = 40.0    # span of the updates; not in the paper
+    gamma_class: float = 14.0 # cosine similarity of images of one class; not in the paper
 
     @classmethod
     def paper(cls) -> "ReconstructionWeights":
@@ -192,7 +194,7 @@ def class_cosine_loss(
     with torch.autocast(f.device.type, enabled=False): cosines = f @ f.mT
     return ((cosines * same).sum((1, 2)) / same.sum((1, 2)).clamp(min=1)).mean()
 
-# %% ../nbs/10_reconstruction.ipynb #51dc10fe
+# %% ../nbs/10_reconstruction.ipynb #15d7728b
 class ReconstructionObjective:
     "All terms of section 5.3 and the traces in the weights, as the objective of an `Inverter`."
     def __init__(
@@ -231,6 +233,11 @@ class ReconstructionObjective:
         self.norms.take(), self.linear.take()  # of the passes made here, so that none is kept
         return found
 
+    @property
+    def usual(self) -> dict[str, int]:
+        "How a generator is built that these terms do well with."
+        return {"smooth": 4 if self.norms.layers else 1}
+
     def close(self) -> None:
         "Let the classifier alone."
         self.norms.close(), self.linear.close()
@@ -256,7 +263,7 @@ def span(
     losses = [-span_share(x, directions).clamp(min=1e-6).log().mean() for directions, x in zip(self.directions, inputs) if x is not None]
     return torch.stack(losses).mean() if losses else torch.zeros((), device=self.classifier.device)
 
-# %% ../nbs/10_reconstruction.ipynb #1b52b16d
+# %% ../nbs/10_reconstruction.ipynb #0e802a36
 @patch
 def clean(
     self: ReconstructionObjective,
@@ -264,7 +271,7 @@ def clean(
 ) -> ClassifierOutput:    # fields with [K, B, ...]
     "What the classifier says of the images as they are."
     with torch.autocast(self.classifier.device.type, self.amp, enabled=self.amp is not None):
-        out = self.classifier(images.flatten(0, 1).contiguous(memory_format=torch.channels_last))
+        out = self.classifier(images.flatten(0, 1))
     return ClassifierOutput(*(part.unflatten(0, images.shape[:2]) for part in out))
 
 # %% ../nbs/10_reconstruction.ipynb #db692d95
@@ -290,7 +297,7 @@ def gradient_norm(
 # %% ../nbs/10_reconstruction.ipynb #6cd2b972
 RECIPES = ("prior", "paper")
 
-# %% ../nbs/10_reconstruction.ipynb #62f513bf
+# %% ../nbs/10_reconstruction.ipynb #31e5ad12
 def reconstruction_inverter(
     classifier: FrozenClassifier | nn.Module,       # a plain module needs `shape`
     *,
@@ -309,7 +316,7 @@ def reconstruction_inverter(
     weights = weights or (ReconstructionWeights.paper() if paper else ReconstructionWeights())
     perturb = perturb or (Perturbation(0.05, 0, 0, 0) if paper else Perturbation())
     objective = ReconstructionObjective(frozen, weights, amp)
-    usual = {"temperature": 0.05} if paper else {"smooth": 4 if objective.norms.layers else 1}
+    usual = {"temperature": 0.05} if paper else objective.usual
     try: return Inverter(frozen, weights=weights, objective=objective, perturb=perturb, amp=amp, **usual | settings)
     except BaseException:
         objective.close()
@@ -348,7 +355,7 @@ def best_of(
     kept = order[rank[order].argsort(stable=True)][:n]
     return Samples(*(getattr(samples, field)[kept] for field in ("images", "labels", "probs", "features", "generator")))
 
-# %% ../nbs/10_reconstruction.ipynb #75daed48
+# %% ../nbs/10_reconstruction.ipynb #3fde2724
 def reconstruct(
     classifier: FrozenClassifier | nn.Module,      # a plain module needs `shape`; stays as it is
     *,
@@ -372,8 +379,9 @@ def reconstruct(
     if min(n, candidates) < 1: raise ValueError(f"n={n} and candidates={candidates}: both must be at least 1")
     inverter = reconstruction_inverter(classifier, shape=shape, recipe=recipe, weights=weights, perturb=perturb, device=device,
                                        n_generators=n_generators, seed=seed, **settings)
-    inverter.config["reconstruction"] = {"weights": asdict(inverter.weights), "perturb": asdict(inverter.perturb)}  # a checkpoint is of these
     try:
+        moves = asdict(inverter.perturb) if is_dataclass(inverter.perturb) else type(inverter.perturb).__name__
+        inverter.config["reconstruction"] = {"weights": asdict(inverter.weights), "perturb": moves}  # a checkpoint is of these
         inverter.fit(steps, checkpoint_dir=checkpoint_dir, resume=resume, progress=progress)
         drawn = inverter.sample(candidates * n, seed=seed)
         return best_of(drawn, robustness(inverter.classifier, drawn, inverter.perturb, seed=seed), n) if candidates > 1 else drawn
@@ -402,13 +410,14 @@ def nearest(
 
     return tuple(torch.cat(columns) for columns in zip(*map(part, images.split(batch_size))))
 
-# %% ../nbs/10_reconstruction.ipynb #d664c525
+# %% ../nbs/10_reconstruction.ipynb #8e522fed
 def frechet_distance(
     a: Tensor,  # [n, D] features
     b: Tensor,  # [m, D] features
 ) -> float:     # >= 0
     "Distance between two sets taken for Gaussian (Heusel et al., 2017), in float64."
     a, b = a.double().cpu(), b.double().cpu()
+    if min(len(a), len(b)) < 2 or not (a.isfinite().all() and b.isfinite().all()): raise ValueError(f"{len(a)} and {len(b)} rows of features: expected two or more on both sides, all finite")
     product = torch.linalg.eigvals(a.mT.cov() @ b.mT.cov()).real.clamp(min=0)
     return max(0.0, ((a.mean(0) - b.mean(0)).square().sum() + a.mT.cov().trace() + b.mT.cov().trace() - 2 * product.sqrt().sum()).item())
 
@@ -439,12 +448,12 @@ def class_spread(
     if not of_class: return math.nan
     return math.sqrt(sum((x - x.mean(0)).square().sum(1).mean().item() for x in of_class) / len(of_class))
 
-# %% ../nbs/10_reconstruction.ipynb #f429a706
+# %% ../nbs/10_reconstruction.ipynb #53c92227
 @torch.no_grad()
 def reconstruction_report(
     samples: Samples,            # from `reconstruct`
     train: Split,                # the images that the classifier was trained on
-    heldout: Split,              # others of the same kind, at least twice as many for a fair comparison
+    heldout: Split,              # others, drawn from the same set as `train`: at least twice as many, or the comparison is not fair
     *,
     judge: FrozenClassifier | nn.Module,  # another classifier, trained on neither of them
     n: int = 500,                # images that are judged, at most: as many of the samples as of real ones
@@ -455,6 +464,7 @@ def reconstruction_report(
 
     size = min(len(train), len(heldout) // 2)
     if size < 20: raise ValueError(f"{len(train)} training and {len(heldout)} held-out images are too few for a report: give 20 and 40 or more")
+    if len(samples) < 10: raise ValueError(f"{len(samples)} samples are too few for a report: give 10 or more")
     judge, n = as_frozen(judge, tuple(train.images.shape[1:]), "auto"), min(n, len(samples), len(heldout) - size)
     known, _ = split_off(train, size, seed=seed)
     control, others = split_off(heldout, size, seed=seed)

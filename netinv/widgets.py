@@ -241,17 +241,22 @@ def _bar(name: str, share: float) -> str:
     head = f'<th scope="row" style="text-align:right;font-weight:normal">{name}</th>'
     return f'<tr>{head}<td>{meter}</td><td>{f"{share:.0%}" if known else "–"}</td></tr>'
 
-# %% ../nbs/11_widgets.ipynb #99058dc3
+# %% ../nbs/11_widgets.ipynb #a758961a
 class LiveLoop:
     "Repeats `work` in a thread of its own and hands each result to `show`; an exception goes to `fail`, and ends it."
-    def __init__(self, work: Callable[[], object], show: Callable[[object], None], fail: Callable[[Exception], None]):
-        self.work, self.show, self.fail = work, show, fail
-        self.task, self.stopping = None, True
+    def __init__(self, work: Callable[[], object], show: Callable[[object], None], fail: Callable[[Exception], None], rest: Callable[[], None] = lambda: None):
+        self.work, self.show, self.fail, self.rest = work, show, fail, rest  # `rest` comes after the last piece
+        self.task, self.stopping, self.working = None, True, False
 
     @property
     def running(self) -> bool:
         "Whether there is, or will be, more work."
         return not self.stopping
+
+    @property
+    def busy(self) -> bool:
+        "Whether it runs, or has been stopped and is still at its last piece: then nobody else may change what it works on."
+        return self.running or self.working
 
     def start(self) -> None:
         "Begin, or go on; a `RuntimeError` outside of a notebook, where no event loop runs."
@@ -266,11 +271,14 @@ class LiveLoop:
     async def _run(self) -> None:
         loop = asyncio.get_running_loop()
         with ThreadPoolExecutor(1, thread_name_prefix="netinv-live") as pool:
+            self.working = True
             try:
                 while self.running: self.show(await loop.run_in_executor(pool, self.work))
             except Exception as error:
                 self.stopping = True
                 self.fail(error)
+            finally: self.working = False
+        self.rest()
 
 # %% ../nbs/11_widgets.ipynb #b712104b
 @dataclass
@@ -308,7 +316,7 @@ class Moment:
     inverter: Inverter
     snapshot: tuple      # see `Inverter.snapshot`
 
-# %% ../nbs/11_widgets.ipynb #f7bddc18
+# %% ../nbs/11_widgets.ipynb #1a1646e0
 class InversionStudio(widgets.VBox):
     "Inverts a classifier live: sliders on the left, images, accuracies and curves on the right."
     weight_type, chapter, more = InversionWeights, "05_inversion", {}  # `more`: settings besides weights and the four below
@@ -335,7 +343,7 @@ class InversionStudio(widgets.VBox):
         self.inverter = self.build()
         self.class_names = list(data.classes) if data else [str(k) for k in range(self.classifier.n_classes)]
         self.pending, self.moments, self.interval, self.plot = deque(), deque(maxlen=20), 0.25, Curves()
-        self.loop = LiveLoop(self.work, self.show, self.fail)
+        self.loop = LiveLoop(self.work, self.show, self.fail, lambda: self.refresh() if self.pending else None)
         super().__init__(self.lay_out())
         replace_in_cell(self)
         self.show(self.look())
@@ -468,12 +476,12 @@ def in_words(settings: dict[str, object]) -> dict[str, str]:  # name: symbol and
     "Settings with the paper's symbols."
     return {name: f"{SYMBOLS[name][0]} {f'{value:.4g}' if isinstance(value, float) else value}" for name, value in settings.items()}
 
-# %% ../nbs/11_widgets.ipynb #1aba2a9f
+# %% ../nbs/11_widgets.ipynb #e312d1ea
 @patch
 def do(self: InversionStudio, change: Callable[[], None]) -> None:
     "Carry out a change of settings or state between two steps."
     self.pending.append(change)
-    if not self.loop.running: self.refresh()
+    if not self.loop.busy: self.refresh()
 
 # %% ../nbs/11_widgets.ipynb #8a8bda4a
 @patch
@@ -481,11 +489,11 @@ def settle(self: InversionStudio) -> None:
     "Carry out what waits."
     while self.pending: self.pending.popleft()()
 
-# %% ../nbs/11_widgets.ipynb #1693d8c4
+# %% ../nbs/11_widgets.ipynb #18e85732
 @patch
 def refresh(self: InversionStudio) -> None:
     "A new look, where the loop does not give one anyway."
-    if self.loop.running: return
+    if self.loop.busy: return
     try:
         self.settle()
         self.show(self.look())
@@ -564,11 +572,13 @@ def fail(self: InversionStudio, error: Exception) -> None:
     self.alert.value = f'<div role="alert" style="border-left:4px solid #d62728;padding:4px 8px">{told}</div>'
     self.label_start()
 
-# %% ../nbs/11_widgets.ipynb #3713adb7
+# %% ../nbs/11_widgets.ipynb #271e80ae
 @patch
 def close(self: InversionStudio) -> None:
     "Stop training, and take all widgets away."
-    if loop := getattr(self, "loop", None): loop.stop()  # there is none where the constructor failed
+    if loop := getattr(self, "loop", None):  # there is none where the constructor failed
+        loop.stop()
+        self.pending.clear()
     for widget in _below(self)[1:]: widget.close()
     widgets.VBox.close(self)
 
@@ -682,7 +692,7 @@ def as_yaml(self: InversionStudio) -> str:
     steps = {"steps": self.inverter.step} if self.inverter.step else {}
     return f"# netinv run nbs/{self.chapter}.ipynb --profile FILE.yaml\n" + yaml.safe_dump(self.settings | steps, sort_keys=False)
 
-# %% ../nbs/11_widgets.ipynb #5f844bbd
+# %% ../nbs/11_widgets.ipynb #6df5a185
 class ReconstructionStudio(InversionStudio):
     "Reconstructs training-like images live (section 5.3), above the real images nearest to them."
     weight_type, chapter = ReconstructionWeights, "10_reconstruction"
@@ -707,7 +717,7 @@ class ReconstructionStudio(InversionStudio):
     def build(self) -> Inverter:
         "A fresh inverter with the present settings."
         rest = {name: self.settings[name] for name in ("dropout", "temperature", "conditioning", "seed")}
-        return Inverter(self.classifier, weights=self.weights, objective=self.objective, perturb=self.perturb, **rest, **self.fixed)
+        return Inverter(self.classifier, weights=self.weights, objective=self.objective, perturb=self.perturb, **rest, **self.objective.usual | self.fixed)
 
     def apply(self, *, afresh: bool = False) -> None:
         "Let the inverter and the perturbation have the present settings."

@@ -676,3 +676,73 @@ def test_a_folded_classifier_has_the_same_logits_features_and_gradients(features
         gradients.append((logits, taken, torch.autograd.grad(logits.square().sum() + taken.square().sum(), x)[0]))
     for a, b in zip(*gradients): torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-4 * a.abs().max().item())
     assert all(torch.equal(t, before[name]) for name, t in classifier.model.state_dict().items())
+
+
+class Viewer(nn.Module):
+    "The usual idiom of tutorials, which takes no other layout than the one it was written for."
+    def __init__(self, channels):
+        super().__init__()
+        self.conv, self.head = nn.Conv2d(channels, 6, 3), nn.Linear(54, 4)
+
+    def forward(self, x):
+        return self.head(F.max_pool2d(self.conv(x).relu(), 2).view(-1, 54))
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_a_view_meets_the_layout_it_expects(channels):
+    model = Viewer(channels)
+    frozen = FrozenClassifier(model, shape=(channels, 8, 8), device="cpu")
+    images = torch.rand(5, channels, 8, 8)
+    for layout in (torch.contiguous_format, torch.channels_last):
+        torch.testing.assert_close(frozen(images.contiguous(memory_format=layout)).logits, model(images))
+
+
+def derived(kind):
+    "A convolution whose weight is computed in every pass, and batch norm."
+    torch.manual_seed(0)
+    conv = nn.Conv2d(1, 6, 3, padding=1)
+    if kind == "pruned": nn.utils.prune.l1_unstructured(conv, "weight", 0.3)
+    elif kind == "weight norm, parametrized": nn.utils.parametrizations.weight_norm(conv)
+    elif kind == "spectral norm, parametrized": nn.utils.parametrizations.spectral_norm(conv)
+    else: {"weight norm": nn.utils.weight_norm, "spectral norm": nn.utils.spectral_norm}[kind](conv)
+    return nn.Sequential(conv, nn.BatchNorm2d(6), nn.ReLU(), nn.Flatten(), nn.Linear(384, 3)).eval()
+
+
+@pytest.mark.filterwarnings("ignore:.*weight_norm.*:FutureWarning")
+@pytest.mark.parametrize("kind", ["pruned", "weight norm", "spectral norm", "weight norm, parametrized", "spectral norm, parametrized"])
+def test_computed_weights_become_plain_ones_in_the_copy(kind):
+    model, images = derived(kind), torch.rand(5, 1, 8, 8)
+    names = list(model.state_dict())
+    frozen = FrozenClassifier(model, shape=(1, 8, 8), device="cpu")
+    torch.testing.assert_close(frozen(images).logits, model(images))
+    torch.testing.assert_close(frozen.folded()(images).logits, model(images), rtol=1e-4, atol=1e-5)
+    assert frozen.folded() is not frozen and frozen.folded() is frozen.folded()
+    assert "0.weight" in dict(frozen.model.named_parameters()) and list(model.state_dict()) == names
+
+
+def test_convolutions_with_one_weight_between_them_are_not_folded():
+    first, second = nn.Conv2d(4, 4, 3, padding=1), nn.Conv2d(4, 4, 3, padding=1)
+    second.weight = first.weight
+    model = nn.Sequential(nn.Conv2d(1, 4, 1), first, nn.BatchNorm2d(4), second, nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(256, 3)).eval()
+    frozen = FrozenClassifier(model, shape=(1, 8, 8), device="cpu")
+    assert frozen.folded() is frozen
+
+
+def test_a_hook_that_only_rarely_changes_something_stays():
+    model = nn.Sequential(nn.Flatten(), nn.Linear(64, 8), nn.ReLU(), nn.Linear(8, 3))
+    model[1].register_forward_hook(lambda module, inputs, output: output.clamp(max=8))
+    frozen = FrozenClassifier(model, shape=(1, 8, 8), device="cpu")
+    bright = 20 * model[1].weight[:1].sign().view(1, 1, 8, 8)
+    torch.testing.assert_close(frozen(bright).logits, model(bright))
+
+
+class Locked:
+    "A preprocessing that has no copy."
+    def __init__(self): self.lock = threading.Lock()
+    def __call__(self, images): return 2 * images - 1
+
+
+def test_folding_needs_no_copy_of_the_preprocessing():
+    frozen = FrozenClassifier(worn_cnn((1, 12, 12), 4), shape=(1, 12, 12), preprocess=Locked(), device="cpu")
+    images = torch.rand(3, *frozen.shape)
+    torch.testing.assert_close(frozen.folded()(images).logits, frozen(images).logits, rtol=1e-3, atol=1e-3)

@@ -8,6 +8,7 @@ import time
 import warnings
 from pathlib import Path
 
+import pandas as pd
 import pytest
 import torch
 from torch import nn
@@ -349,3 +350,32 @@ def test_the_log_is_read_in_order() -> None:
 def test_samples_draw_themselves() -> None:
     five_channels = Samples(torch.rand(6, 5, 8, 8), torch.tensor([0, 1] * 3), torch.rand(6, 2), torch.rand(6, 4), torch.zeros(6))
     assert five_channels.rows(2).shape == (4, 5, 8, 8) and five_channels._repr_png_()[:4] == b"\x89PNG"
+
+
+@pytest.mark.parametrize("at", [7, 10, 13])
+def test_an_interrupted_run_can_be_looked_at_saved_and_gone_on_with(at: int, tmp_path: Path) -> None:
+    def interrupt(inverter: Inverter) -> None:
+        if inverter.step == at: raise KeyboardInterrupt
+
+    inverter, whole = small_inverter(), small_inverter()
+    with pytest.raises(KeyboardInterrupt): inverter.fit(20, on_step=interrupt, progress=False)
+    assert len(inverter.history) == at
+    inverter.save_checkpoint(tmp_path, start=0, reached=None)
+    inverter.fit(20 - at, progress=False)
+    resumed = small_inverter()
+    resumed.fit(20, checkpoint_dir=tmp_path, resume=True, progress=False)
+    whole.fit(20, progress=False)
+    for run in (inverter, resumed): pd.testing.assert_frame_equal(run.history.drop(columns="seconds"), whole.history.drop(columns="seconds"))
+
+
+def test_a_checkpoint_knows_preprocessing_apart_and_classes_however_they_are_given(tmp_path: Path) -> None:
+    plain, dark = (FrozenClassifier(small_model(), shape=(1, 12, 12), preprocess=p, device="cpu") for p in (None, lambda x: 5 * (1 - x)))
+    start = lambda classifier, classes: Inverter(classifier, classes=classes, batch_size=4, width=16)
+    start(plain, (0, 1)).fit(2, checkpoint_dir=tmp_path, progress=False)
+    start(plain, range(2)).fit(2, checkpoint_dir=tmp_path, resume=True, progress=False)
+    with pytest.raises(ValueError, match="preprocess"): start(dark, [0, 1]).fit(2, checkpoint_dir=tmp_path, resume=True, progress=False)
+
+
+def test_without_any_weight_there_is_a_sentence() -> None:
+    weights = InversionWeights(**dict.fromkeys(vars(InversionWeights()), 0.0))
+    with pytest.raises(ValueError, match="weight above 0"): small_inverter(weights=weights).fit(1, progress=False)

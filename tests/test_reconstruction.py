@@ -126,7 +126,7 @@ def test_bn_loss_against_a_loop() -> None:
             total += ((m - mean[c].item()) ** 2 + (sd - math.sqrt(var[c].item())) ** 2) / (var[c].item() + 1e-5)
     assert bn_loss(x, mean, var).item() == pytest.approx(total / 6, rel=1e-9)
     flat = x[..., 0, 0]
-    assert bn_loss(flat, flat[:1].mean((0, 1)), flat[:1].var((0, 1), unbiased=False)).item() >= 0
+    assert bn_loss(flat[:1], flat[0].mean(0), flat[0].var(0, unbiased=False)).item() == pytest.approx(0, abs=1e-12)
 
 
 def test_bn_loss_of_bfloat16_maps_is_that_of_the_same_numbers_in_double() -> None:
@@ -395,3 +395,44 @@ def test_maps_are_smoothed_where_batch_norm_would_be_content_with_stripes():
     given = reconstruction_inverter(plain, shape=(1, 8, 8), device="cpu", smooth=2, **SMALL)
     given.objective.close()
     assert given.generators[0].smooth == 2
+
+
+def test_motions_are_computed_in_full_precision_under_autocast() -> None:
+    move, images = Perturbation(), torch.rand(3, 1, 224, 224)
+    grids = []
+    for on in (False, True):
+        with torch.autocast("cpu", torch.bfloat16, enabled=on): grids.append(move.maps(images, torch.Generator().manual_seed(0)))
+    torch.testing.assert_close(*grids, rtol=0, atol=0)
+
+
+def test_only_a_layer_that_gives_the_logits_is_the_head() -> None:
+    class Convolutional(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.gate, self.head = nn.Conv2d(1, 4, 3), nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 4)), nn.Conv2d(4, 3, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.conv(x)
+            return self.head(x * self.gate(x.mean((2, 3)))[:, :, None, None]).mean((2, 3))
+
+    assert [layer.out_features for layer in layers_of(Convolutional(), (1, 8, 8))[1]] == [6, 4]
+
+
+def test_a_perturbation_may_be_any_function_and_no_hook_is_left(frozen: FrozenClassifier) -> None:
+    hooks = lambda: sum(len(m._forward_pre_hooks) for m in frozen.model.modules())
+    before = hooks()
+    assert len(reconstruct(frozen, perturb=lambda x, rng: x, steps=1, n=10, progress=False, batch_size=4, width=16)) == 10
+    assert hooks() == before
+
+
+def test_a_saved_reconstruction_says_that_it_cannot_be_loaded(frozen: FrozenClassifier, tmp_path) -> None:
+    inverter = reconstruction_inverter(frozen, batch_size=4, width=16)
+    inverter.fit(1, progress=False)
+    inverter.save(tmp_path)
+    inverter.objective.close()
+    with pytest.raises(ValueError, match="another objective"): type(inverter).load(tmp_path, frozen)
+
+
+def test_too_few_features_get_a_sentence() -> None:
+    for wrong in (torch.rand(1, 3), torch.full((4, 3), math.nan)):
+        with pytest.raises(ValueError, match="two or more"): frechet_distance(wrong, torch.rand(5, 3))

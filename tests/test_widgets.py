@@ -12,7 +12,7 @@ from torch import nn
 from netinv.classifier import FrozenClassifier
 from netinv.data import load_data
 from netinv.inversion import InversionWeights, Inverter
-from netinv.reconstruction import Perturbation, ReconstructionWeights
+from netinv.reconstruction import Perturbation, ReconstructionWeights, reconstruction_inverter
 from netinv.widgets import InversionStudio, OODExplorer, ReconstructionStudio, nearest_images, replace_in_cell
 
 
@@ -200,3 +200,32 @@ def test_a_reset_reconstruction_still_has_its_traces(rebuilt: ReconstructionStud
     assert (rebuilt.inverter.history.span > 0).all()
     rebuilt.undo_button.click()
     assert rebuilt.inverter.step == 2 and (rebuilt.inverter.fit(1, progress=False).span > 0).all()
+
+
+def test_the_studio_builds_its_generators_as_the_recipe_does(rebuilt: ReconstructionStudio, classifier: FrozenClassifier) -> None:
+    inverter = reconstruction_inverter(classifier)
+    inverter.objective.close()
+    assert rebuilt.inverter.generators[0].smooth == inverter.generators[0].smooth
+
+
+def test_a_change_after_a_pause_waits_for_the_last_piece_of_work(studio: InversionStudio) -> None:
+    at_work, hand = threading.Event(), threading.Event()
+    wanted = studio.settings["beta"] + 1
+
+    async def act() -> None:
+        fit = studio.inverter.fit
+        def slowly(*args, **kwargs):
+            at_work.set()
+            hand.wait(5)
+            return fit(*args, **kwargs)
+        studio.inverter.fit = slowly
+        studio.loop.start()
+        while not at_work.is_set(): await asyncio.sleep(0.01)
+        studio.loop.stop()
+        studio.do(lambda: studio.set("beta", wanted))
+        early = studio.settings["beta"]
+        hand.set()
+        await studio.loop.task
+        assert early != wanted and studio.settings["beta"] == wanted and not studio.loop.busy
+
+    asyncio.run(act())
