@@ -573,7 +573,7 @@ def named_features(
         raise ValueError(f"layer {name!r} gives {got}, expected a tensor [{batch}, ...]: give another one as features")
     return calls[-1]
 
-# %% ../nbs/01_classifier.ipynb #225d74ba
+# %% ../nbs/01_classifier.ipynb #ae86c13d
 def drop_watching_hooks(
     model: nn.Module,           # a frozen copy
     run: Callable[[], Tensor],  # its logits on a probe
@@ -585,13 +585,13 @@ def drop_watching_hooks(
     if not any(kept): return
     def overheard(hook, *args, **kwargs):
         answer = hook(*args, **kwargs)
-        if answer is not None: answered.add(hook)
+        if answer is not None: answered.add(id(hook))
         return answer
     for h, before in zip(hooks, kept): h.update({key: partial(overheard, hook) for key, hook in before.items()})
     run()
     for h, before in zip(hooks, kept):
         h.clear()
-        h.update({key: hook for key, hook in before.items() if hook in answered})
+        h.update({key: hook for key, hook in before.items() if id(hook) in answered})
     try: needless = _same(run(), logits)
     except ValueError: needless = False
     if not needless:

@@ -401,7 +401,7 @@ def state(self: Inverter) -> dict[str, Tensor]:
             **{f"optimizer.{i}.{name}": t for i, entry in moments.items() for name, t in entry.items()},
             **{f"rngs.{k}": rng.get_state() for k, rng in enumerate(self.rngs)}}
 
-# %% ../nbs/05_inversion.ipynb #60fefa91
+# %% ../nbs/05_inversion.ipynb #365e897b
 @patch
 def restore(
     self: Inverter,
@@ -411,9 +411,10 @@ def restore(
     part = lambda name: {key[len(name) + 1:]: t for key, t in state.items() if key.startswith(name + ".")}
     self.generators.load_state_dict(part("generators"))
     self.averaged.load_state_dict(part("averaged"))
+    fused = self.optimizer.defaults.get("fused")  # wants its count of steps on the device too
     for i, p in enumerate(self.optimizer.param_groups[0]["params"]):
         moments = part(f"optimizer.{i}")
-        self.optimizer.state[p] = {name: torch.empty_like(p if t.ndim else t, device=p.device if p.is_cuda else None).copy_(t) for name, t in moments.items()}
+        self.optimizer.state[p] = {name: (torch.empty_like(p).copy_(t) if t.ndim else t.to(p.device if fused else "cpu", copy=True)) for name, t in moments.items()}
     for k, rng in enumerate(self.rngs): rng.set_state(state[f"rngs.{k}"].cpu())
 
 # %% ../nbs/05_inversion.ipynb #2f5cfb2b
