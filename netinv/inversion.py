@@ -7,7 +7,7 @@ __all__ = ['SYNC_EVERY', 'InversionWeights', 'inversion_terms', 'weigh', 'Sample
            'check_counts', 'as_frozen', 'reachable', 'seeded_generator', 'spread', 'images_at_once', 'fingerprint',
            'answers', 'progress_bar', 'summary']
 
-# %% ../nbs/05_inversion.ipynb #6a64f4ed
+# %% ../nbs/05_inversion.ipynb #021c0aa5
 import hashlib
 import json
 import math
@@ -15,6 +15,7 @@ import os
 import time
 import warnings
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
@@ -143,7 +144,7 @@ class Log:
         self.table, self.filled = torch.cat([self.table, new]), 0
         return new
 
-# %% ../nbs/05_inversion.ipynb #d2b4008b
+# %% ../nbs/05_inversion.ipynb #813e22ca
 class Inverter:
     "Trains conditioned generators against a frozen classifier (section 3.3) and samples from them."
     def __init__(
@@ -169,6 +170,7 @@ class Inverter:
         self.classifier = as_frozen(classifier, shape, device)
         self.quick = self.classifier.folded() if objective is inversion_terms else self.classifier  # another objective may watch its layers
         self.device, self.amp = self.classifier.device, pick_amp(amp, self.classifier.device)
+        self.during = getattr(objective, "during", lambda rngs: nullcontext())  # it may change the classifier for the pass in training
         check_counts(batch_size, n_generators)
         self.weights, self.objective, self.perturb, self.batch_size = weights or InversionWeights(), objective, perturb, batch_size
         self.config = dict(conditioning=conditioning, n_generators=n_generators, temperature=temperature,
@@ -244,14 +246,14 @@ def draw(
     if self.at_once: return together(list(self.generators), torch.stack(latents), stacked, masks), stacked
     return torch.stack([generator(z, c, masks=m) for generator, z, c, m in zip(self.generators, latents, conditions, masks)]), stacked
 
-# %% ../nbs/05_inversion.ipynb #6b5a3eae
+# %% ../nbs/05_inversion.ipynb #7f501224
 @patch
 def train_step(self: Inverter) -> None:
     "Draw, classify, weigh, descend; the step's numbers go to the log."
     with torch.autocast(self.device.type, self.amp, enabled=self.amp is not None):
         images, condition = self.draw()
         seen = images if self.perturb is None else torch.stack([self.perturb(x, rng) for x, rng in zip(images, self.rngs)])
-        flat = self.quick(seen.flatten(0, 1))
+        with self.during(self.rngs): flat = self.quick(seen.flatten(0, 1))
     out = ClassifierOutput(*(part.unflatten(0, images.shape[:2]) for part in flat))
     terms = self.objective(images, condition, out)
     total = weigh(terms, self.weights.by_term())

@@ -4,15 +4,16 @@
 
 # %% auto #0
 __all__ = ['RECIPES', 'split_off', 'Perturbation', 'ChannelMoments', 'bn_loss', 'leading_directions', 'span_share', 'InputTap',
-           'remembering_layers', 'ReconstructionWeights', 'class_cosine_loss', 'ReconstructionObjective',
+           'remembering_layers', 'ChannelDrop', 'ReconstructionWeights', 'class_cosine_loss', 'ReconstructionObjective',
            'reconstruction_inverter', 'robustness', 'best_of', 'reconstruct', 'nearest', 'frechet_distance',
            'leak_test', 'class_spread', 'reconstruction_report', 'triplets']
 
-# %% ../nbs/10_reconstruction.ipynb #ae4ae2f2
+# %% ../nbs/10_reconstruction.ipynb #b16a260f
 import math
 import os
 import threading
 import warnings
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, is_dataclass, replace
 from functools import cached_property
 
@@ -40,7 +41,7 @@ def split_off(
     order = torch.randperm(len(split), generator=torch.Generator().manual_seed(seed)).to(split.images.device)
     return [Split(split.images[rows], split.labels[rows]) for rows in order.split([*sizes, len(split) - sum(sizes)])]
 
-# %% ../nbs/10_reconstruction.ipynb #7a2f0c91
+# %% ../nbs/10_reconstruction.ipynb #cc5c30d9
 @dataclass
 class Perturbation:
     "Small random changes to images, a fresh one for each."
@@ -48,6 +49,7 @@ class Perturbation:
     shift: float = 0.07    # largest shift as a share of the side: two pixels of 28
     angle: float = 0.13    # standard deviation of a rotation, in radians
     scale: float = 0.065   # standard deviation of a scaling, as a share
+    channels: float = 0.25 # share of the classifier's channels that are left out, in [0, 1); see `ChannelDrop`
 
     def __call__(
         self,
@@ -143,19 +145,54 @@ class InputTap:
         for handle in self.handles: handle.remove()
         self.kept.clear()
 
-# %% ../nbs/10_reconstruction.ipynb #c56aa62d
+# %% ../nbs/10_reconstruction.ipynb #e3332a08
 def remembering_layers(
     classifier: FrozenClassifier,
-) -> tuple[list[nn.Module], list[nn.Linear]]:  # batch norms with statistics; fully connected layers, in the order of use
-    "The layers that remember; of the fully connected ones the last, the head, only where there is no other."
+) -> tuple[list[nn.Module], list[nn.Linear], list[nn.Module]]:  # batch norms with statistics; fully connected layers; those whose channels can be left out
+    "The layers that remember, in the order of use; the head is one of the fully connected ones only where there is no other, and never of the last kind."
     with torch.no_grad(): calls = layer_calls(classifier.model, lambda: classifier(probe_images(classifier.shape, classifier.device)))
     used = list(dict.fromkeys(call.module for call in calls))
     norms = [m for m in used if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.running_mean is not None]
     linear = [m for m in used if isinstance(m, nn.Linear)]
+    normed = {id(call.input) for call in calls if call.module in norms}
+    hidden = [call for call in calls if isinstance(call.module, nn.Linear if norms else (nn.Linear, nn.Conv2d))][:-1]
+    several = dict.fromkeys([*norms, *(call.module for call in hidden if id(call.output) not in normed)])
     if len(linear) > 1 and linear[-1].out_features == classifier.n_classes: linear.pop()
-    return norms, linear
+    return norms, linear, list(several)
 
-# %% ../nbs/10_reconstruction.ipynb #53d2a0e4
+# %% ../nbs/10_reconstruction.ipynb #89536135
+class ChannelDrop:
+    "Leaves channels out of what some layers give, in the passes of one thread, while `during` is open."
+    def __init__(self, layers: list[nn.Module]):
+        self.now = {}
+        self.handles = [layer.register_forward_hook(lambda layer, _, out: self.drop(out, -1 if isinstance(layer, nn.Linear) else 1)) for layer in layers]
+
+    @contextmanager
+    def during(
+        self,
+        share: float,                # in [0, 1)
+        rngs: list[torch.Generator], # of K generators, whose images follow each other
+    ):
+        "Leave out this share of channels, each image its own, until the end; the others make up for it."
+        if not 0 <= share < 1: raise ValueError(f"channels is {share}: expected a share from 0 up to, not including, 1")
+        if share: self.now[threading.get_ident()] = share, rngs
+        try: yield
+        finally: self.now.pop(threading.get_ident(), None)
+
+    def drop(self, out: Tensor, axis: int) -> Tensor | None:
+        "The same without some channels; None, which changes nothing, at other times."
+        share, rngs = self.now.get(threading.get_ident(), (0, []))
+        if not share or not isinstance(out, Tensor) or len(out) % len(rngs): return None
+        size = [1] * out.ndim
+        size[0], size[axis] = len(out) // len(rngs), out.shape[axis]
+        kept = torch.cat([torch.rand(size, generator=rng, device=out.device) for rng in rngs]) >= share
+        return out * (kept / (1 - share)).to(out.dtype)
+
+    def close(self) -> None:
+        "Let the layers alone."
+        for handle in self.handles: handle.remove()
+
+# %% ../nbs/10_reconstruction.ipynb #aa628f08
 @dataclass
 class ReconstructionWeights:
     "How much each term counts (section 5.3); any number >= 0, and free to change while training goes on."
@@ -170,7 +207,7 @@ class ReconstructionWeights:
     eta_grad: float = 0.0     # squared gradient with respect to the weights
     eta_bn: float = 30.0      # statistics of batch norm; not in the paper
     eta_span: float = 40.0    # span of the updates; not in the paper
-    gamma_class: float = 14.0 # cosine similarity of images of one class; not in the paper
+    gamma_class: float = 17.0 # cosine similarity of images of one class; not in the paper
 
     @classmethod
     def paper(cls) -> "ReconstructionWeights":
@@ -194,7 +231,7 @@ def class_cosine_loss(
     with torch.autocast(f.device.type, enabled=False): cosines = f @ f.mT
     return ((cosines * same).sum((1, 2)) / same.sum((1, 2)).clamp(min=1)).mean()
 
-# %% ../nbs/10_reconstruction.ipynb #15d7728b
+# %% ../nbs/10_reconstruction.ipynb #c5c11836
 class ReconstructionObjective:
     "All terms of section 5.3 and the traces in the weights, as the objective of an `Inverter`."
     def __init__(
@@ -202,12 +239,17 @@ class ReconstructionObjective:
         classifier: FrozenClassifier,    # its layers are watched until `close`
         weights: ReconstructionWeights,  # looked at in every step
         amp: str | None = "auto",        # as for the inverter
+        perturb: Perturbation | None = None,  # whose `channels` are looked at in every step; None: none are left out
     ):
-        self.classifier, self.weights, self.amp = classifier, weights, pick_amp(amp, classifier.device)
-        norms, linear = remembering_layers(classifier)
+        self.classifier, self.weights, self.perturb, self.amp = classifier, weights, perturb, pick_amp(amp, classifier.device)
+        norms, linear, several = remembering_layers(classifier)
         if not norms and not linear: warnings.warn("the classifier has neither batch norm nor a fully connected layer: its weights have no trace that is read here")
         self.quick = classifier.folded()  # before its layers are watched
-        self.norms, self.linear = InputTap(norms), InputTap(linear)
+        self.norms, self.linear, self.drop = InputTap(norms), InputTap(linear), ChannelDrop(several)
+
+    def during(self, rngs: list[torch.Generator]):
+        "A context for the inverter's pass, in which channels are left out."
+        return self.drop.during(getattr(self.perturb, "channels", 0.0), rngs)
 
     @cached_property
     def directions(self) -> list[Tensor]:
@@ -240,7 +282,7 @@ class ReconstructionObjective:
 
     def close(self) -> None:
         "Let the classifier alone."
-        self.norms.close(), self.linear.close()
+        self.norms.close(), self.linear.close(), self.drop.close()
 
 # %% ../nbs/10_reconstruction.ipynb #0404ed50
 @patch
@@ -297,7 +339,7 @@ def gradient_norm(
 # %% ../nbs/10_reconstruction.ipynb #6cd2b972
 RECIPES = ("prior", "paper")
 
-# %% ../nbs/10_reconstruction.ipynb #31e5ad12
+# %% ../nbs/10_reconstruction.ipynb #494f80aa
 def reconstruction_inverter(
     classifier: FrozenClassifier | nn.Module,       # a plain module needs `shape`
     *,
@@ -314,8 +356,8 @@ def reconstruction_inverter(
     paper = recipe == "paper"
     frozen = as_frozen(classifier, shape, device)
     weights = weights or (ReconstructionWeights.paper() if paper else ReconstructionWeights())
-    perturb = perturb or (Perturbation(0.05, 0, 0, 0) if paper else Perturbation())
-    objective = ReconstructionObjective(frozen, weights, amp)
+    perturb = perturb or (Perturbation(0.05, 0, 0, 0, 0) if paper else Perturbation())
+    objective = ReconstructionObjective(frozen, weights, amp, perturb)
     usual = {"temperature": 0.05} if paper else objective.usual
     try: return Inverter(frozen, weights=weights, objective=objective, perturb=perturb, amp=amp, **usual | settings)
     except BaseException:

@@ -36,7 +36,7 @@ from .inversion import InversionWeights, Inverter, Samples, as_frozen
 from .ood import ood_score
 from .reconstruction import Perturbation, ReconstructionObjective, ReconstructionWeights
 
-# %% ../nbs/11_widgets.ipynb #418737cd
+# %% ../nbs/11_widgets.ipynb #fdc62bed
 SYMBOLS = {  # name: symbol, term, what a larger value does
     "alpha": ("α", "KL", "KL divergence: the classifier's whole answer shall be the target distribution"),
     "beta": ("β", "CE", "cross entropy: the classifier shall answer the label"),
@@ -55,15 +55,16 @@ SYMBOLS = {  # name: symbol, term, what a larger value does
     "shift": ("shift", "", "largest shift when images are perturbed, as a share of the side"),
     "angle": ("angle", "", "standard deviation of the rotation of perturbed images, in radians"),
     "scale": ("scale", "", "standard deviation of the scaling of perturbed images"),
+    "channels": ("channels", "", "share of the classifier's channels left out, another one for each image: images shall keep their class without them"),
     "dropout": ("dropout", "", "share of the generator's values that are dropped, in training and in sampling: more variety, less accuracy"),
     "temperature": ("T", "", "temperature of the target P = softmax(v / T): smaller is surer of the label"),
     "conditioning": ("condition", "", "what the generator is told: label, vector, matrix or both. A change starts afresh"),
     "seed": ("seed", "", "first weights and all random numbers. A change starts afresh"),
 }
 
-# %% ../nbs/11_widgets.ipynb #1155ffb4
+# %% ../nbs/11_widgets.ipynb #9471010d
 WEIGHT_STEPS = (0.0, *(2.0**k for k in range(-6, 8)))
-SMALL_STEPS = (0.0, 0.01, 0.02, 0.05, 0.1, 0.15, 0.2, 0.3)
+SMALL_STEPS = (0.0, 0.01, 0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.5)
 TEMPERATURE_STEPS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0)
 
 # %% ../nbs/11_widgets.ipynb #b18f30ab
@@ -692,7 +693,7 @@ def as_yaml(self: InversionStudio) -> str:
     steps = {"steps": self.inverter.step} if self.inverter.step else {}
     return f"# netinv run nbs/{self.chapter}.ipynb --profile FILE.yaml\n" + yaml.safe_dump(self.settings | steps, sort_keys=False)
 
-# %% ../nbs/11_widgets.ipynb #6df5a185
+# %% ../nbs/11_widgets.ipynb #e908f057
 class ReconstructionStudio(InversionStudio):
     "Reconstructs training-like images live (section 5.3), above the real images nearest to them."
     weight_type, chapter = ReconstructionWeights, "10_reconstruction"
@@ -708,7 +709,7 @@ class ReconstructionStudio(InversionStudio):
     ):
         frozen = as_frozen(classifier, shape, "auto")
         self.weights, self.perturb = replace(weights or ReconstructionWeights()), replace(perturb or Perturbation())
-        self.objective, self.more = ReconstructionObjective(frozen, self.weights, settings.get("amp", "auto")), asdict(self.perturb)
+        self.objective, self.more = ReconstructionObjective(frozen, self.weights, settings.get("amp", "auto"), self.perturb), asdict(self.perturb)
         try: super().__init__(frozen, weights=self.weights, **settings)
         except BaseException:
             self.objective.close()

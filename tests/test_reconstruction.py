@@ -17,7 +17,7 @@ from netinv.classifier import CNN, FrozenClassifier, train_classifier
 from netinv.data import ImageData, Split, load_data, to_float
 from netinv.inversion import Samples
 from netinv.losses import ce_loss
-from netinv.reconstruction import (InputTap, Perturbation, ReconstructionObjective, ReconstructionWeights, best_of, bn_loss, class_cosine_loss,
+from netinv.reconstruction import (ChannelDrop, InputTap, Perturbation, ReconstructionObjective, ReconstructionWeights, best_of, bn_loss, class_cosine_loss,
                                    frechet_distance, leading_directions, leak_test, nearest, reconstruct, reconstruction_inverter, reconstruction_report,
                                    remembering_layers, span_share, split_off, triplets)
 
@@ -159,7 +159,7 @@ def test_span_share_by_projection() -> None:
 
 
 def test_training_images_lie_in_the_span_of_the_updates(frozen: FrozenClassifier, digits: ImageData) -> None:
-    _, linear = remembering_layers(frozen)
+    _, linear, _ = remembering_layers(frozen)
     tap = InputTap(linear)
     def share(images: Tensor) -> float:
         frozen(images)
@@ -172,7 +172,7 @@ def test_training_images_lie_in_the_span_of_the_updates(frozen: FrozenClassifier
     assert tap.take() == [None]
 
 
-def layers_of(model: nn.Module, shape: tuple[int, int, int]) -> tuple[list[nn.Module], list[nn.Linear]]:
+def layers_of(model: nn.Module, shape: tuple[int, int, int]) -> tuple[list[nn.Module], list[nn.Linear], list[nn.Module]]:
     return remembering_layers(FrozenClassifier(model.eval(), shape=shape, device="cpu"))
 
 
@@ -186,11 +186,55 @@ class HeadFirst(nn.Module):
 
 
 def test_the_head_is_left_out_where_there_is_another_layer() -> None:
-    norms, linear = layers_of(CNN((1, 28, 28), 10), (1, 28, 28))
+    norms, linear, _ = layers_of(CNN((1, 28, 28), 10), (1, 28, 28))
     assert len(norms) == 3 and [layer.out_features for layer in linear] == [128]
     assert [layer.out_features for layer in layers_of(HeadFirst(), (1, 9, 9))[1]] == [12]
     assert [layer.out_features for layer in layers_of(nn.Sequential(nn.Flatten(), nn.Linear(81, 2)), (1, 9, 9))[1]] == [2]
     assert layers_of(nn.Sequential(nn.BatchNorm2d(3, track_running_stats=False), nn.Flatten(), nn.Linear(243, 2)), (3, 9, 9))[0] == []
+
+
+def test_channels_are_left_out_behind_hidden_layers_and_before_no_batch_norm() -> None:
+    kinds = lambda model, shape: [type(layer).__name__ for layer in layers_of(model, shape)[2]]
+    assert kinds(CNN((1, 28, 28), 10), (1, 28, 28)) == ["BatchNorm2d"] * 3 + ["Linear"]  # and not the convolutions, whose maps batch norm measures
+    assert kinds(nn.Sequential(nn.Flatten(), nn.Linear(81, 12), nn.BatchNorm1d(12), nn.ReLU(), nn.Linear(12, 3)), (1, 9, 9)) == ["BatchNorm1d"]
+    assert kinds(nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(196, 5), nn.ReLU(), nn.Linear(5, 3)), (1, 9, 9)) == ["Conv2d", "Linear"]
+
+
+@given(st.floats(0.05, 0.95), st.integers(0, 99))
+@settings(max_examples=20, deadline=None)
+def test_channel_drop_keeps_the_mean_and_is_each_images_own(share: float, seed: int) -> None:
+    layer, rngs = nn.Identity(), lambda: [torch.Generator().manual_seed(seed + k) for k in range(2)]
+    drop, maps = ChannelDrop([layer]), torch.ones(200, 64, 3, requires_grad=True)
+    with drop.during(share, rngs()): out = layer(maps)
+    assert out.detach().unique().tolist() == pytest.approx([0, 1 / (1 - share)], rel=1e-5) and (out[:, :, 0] == out[:, :, 2]).all()
+    assert (out > 0).float().mean().item() == pytest.approx(1 - share, abs=0.03) and not torch.equal(out[0], out[1]) and not torch.equal(out[:100], out[100:])
+    with drop.during(share, rngs()): assert torch.equal(layer(maps), out)
+    assert torch.autograd.grad(out.sum(), maps)[0].equal(out.detach())
+    assert layer(maps) is maps
+
+
+def test_channel_drop_is_for_one_thread_and_ends_with_its_block() -> None:
+    layer, maps, seen = nn.Linear(3, 50), torch.rand(4, 3), []
+    drop, rngs = ChannelDrop([layer]), [torch.Generator()]
+    with pytest.raises(ZeroDivisionError), drop.during(0.5, rngs):
+        thread = threading.Thread(target=lambda: seen.append((layer(maps) == 0).any().item()))
+        thread.start(), thread.join()
+        assert (layer(maps) == 0).any()
+        1 / 0
+    assert seen == [False] and (layer(maps) != 0).all()
+    with pytest.raises(ValueError, match="channels is 1.0: expected a share"), drop.during(1.0, rngs): pass
+    drop.close()
+    with drop.during(0.5, rngs): assert (layer(maps) != 0).all()
+
+
+def test_channels_are_left_out_of_the_training_pass_alone() -> None:
+    frozen = FrozenClassifier(perceptron().eval(), shape=(1, 28, 28), device="cpu")  # nothing to fold: every pass goes through the layers that are watched
+    inverter = reconstruction_inverter(frozen, weights=replace(ReconstructionWeights(), alpha=1.0, eta_grad=0.1), **{"amp": "off"} | SMALL)
+    zeros = []
+    frozen.model[3].register_forward_hook(lambda _, __, out: zeros.append((out == 0).any().item()))
+    inverter.fit(1, progress=False)
+    assert zeros[0] and not any(zeros[1:]) and len(zeros) > 2
+    inverter.objective.close()
 
 
 def test_generators_trained_at_once_learn_what_each_learns_alone(frozen: FrozenClassifier) -> None:
@@ -236,7 +280,7 @@ def test_class_cosine_against_a_loop() -> None:
 
 
 def test_terms_without_weight_are_zero_and_the_others_are_what_they_say(frozen: FrozenClassifier) -> None:
-    inverter = reconstruction_inverter(frozen, weights=ReconstructionWeights.paper(), perturb=Perturbation(0, 0, 0, 0), **{"amp": "off"} | SMALL)
+    inverter = reconstruction_inverter(frozen, weights=ReconstructionWeights.paper(), perturb=Perturbation(0, 0, 0, 0, 0), **{"amp": "off"} | SMALL)
     inverter.fit(1, progress=False)
     first = inverter.history.iloc[0]
     assert first.kl == pytest.approx(first.kl_pert, rel=1e-4) and first.ce == pytest.approx(first.ce_pert, rel=1e-4)  # nothing was perturbed
