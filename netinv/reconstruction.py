@@ -145,11 +145,11 @@ class InputTap:
         for handle in self.handles: handle.remove()
         self.kept.clear()
 
-# %% ../nbs/10_reconstruction.ipynb #e3332a08
+# %% ../nbs/10_reconstruction.ipynb #11fe5957
 def remembering_layers(
     classifier: FrozenClassifier,
 ) -> tuple[list[nn.Module], list[nn.Linear], list[nn.Module]]:  # batch norms with statistics; fully connected layers; those whose channels can be left out
-    "The layers that remember, in the order of use; the head is one of the fully connected ones only where there is no other, and never of the last kind."
+    "The layers that remember, in the order of use; the head is a fully connected one only where there is no other, and keeps its channels."
     with torch.no_grad(): calls = layer_calls(classifier.model, lambda: classifier(probe_images(classifier.shape, classifier.device)))
     used = list(dict.fromkeys(call.module for call in calls))
     norms = [m for m in used if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.running_mean is not None]
@@ -231,7 +231,7 @@ def class_cosine_loss(
     with torch.autocast(f.device.type, enabled=False): cosines = f @ f.mT
     return ((cosines * same).sum((1, 2)) / same.sum((1, 2)).clamp(min=1)).mean()
 
-# %% ../nbs/10_reconstruction.ipynb #c5c11836
+# %% ../nbs/10_reconstruction.ipynb #730be537
 class ReconstructionObjective:
     "All terms of section 5.3 and the traces in the weights, as the objective of an `Inverter`."
     def __init__(
@@ -246,10 +246,6 @@ class ReconstructionObjective:
         if not norms and not linear: warnings.warn("the classifier has neither batch norm nor a fully connected layer: its weights have no trace that is read here")
         self.quick = classifier.folded()  # before its layers are watched
         self.norms, self.linear, self.drop = InputTap(norms), InputTap(linear), ChannelDrop(several)
-
-    def during(self, rngs: list[torch.Generator]):
-        "A context for the inverter's pass, in which channels are left out."
-        return self.drop.during(getattr(self.perturb, "channels", 0.0), rngs)
 
     @cached_property
     def directions(self) -> list[Tensor]:
@@ -280,9 +276,20 @@ class ReconstructionObjective:
         "How a generator is built that these terms do well with."
         return {"smooth": 4 if self.norms.layers else 1}
 
-    def close(self) -> None:
-        "Let the classifier alone."
-        self.norms.close(), self.linear.close(), self.drop.close()
+# %% ../nbs/10_reconstruction.ipynb #693255e4
+@patch
+def close(self: ReconstructionObjective) -> None:
+    "Let the classifier alone."
+    self.norms.close(), self.linear.close(), self.drop.close()
+
+# %% ../nbs/10_reconstruction.ipynb #53c8a097
+@patch
+def during(
+    self: ReconstructionObjective,
+    rngs: list[torch.Generator],  # of the generators
+):                                # a context
+    "For the inverter's pass in training, in which channels are left out."
+    return self.drop.during(getattr(self.perturb, "channels", 0.0), rngs)
 
 # %% ../nbs/10_reconstruction.ipynb #0404ed50
 @patch
