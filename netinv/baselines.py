@@ -22,6 +22,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from .classifier import FrozenClassifier
 from .conditioning import Condition
+from .data import pick_amp
 from .inversion import InversionWeights, Inverter, Samples, as_frozen, class_accuracy, reachable, spread
 from .losses import variation_loss
 from .reconstruction import InputTap, bn_loss, remembering_layers
@@ -35,16 +36,17 @@ def descend_pixels(
     *,
     lr: float = 0.3,           # step size of Adam, in logits of a pixel
     brightness: float = 0.05,  # mean pixel at the start
+    amp: torch.dtype | None = None,  # of the pass through the classifier; None for float32
     penalty: Callable[[Tensor], Tensor] | None = None,  # images [n, C, H, W] after their pass to a scalar, added to the mean loss
     on_step: Callable[[Tensor, Tensor], bool] | None = None,  # gets logits [n, N] and losses [n]; true stops
 ) -> Tensor:                   # [n, C, H, W] float32 in [0, 1]
     "Images from noise by gradient descent on the cross entropy of `labels`."
     start = torch.randn(len(labels), *classifier.shape, generator=rng, device=labels.device)
     x = (start + math.log(brightness / (1 - brightness))).requires_grad_()
-    optimizer = torch.optim.Adam([x], lr)
+    optimizer = torch.optim.Adam([x], lr, fused=True)
     for _ in range(steps):
         images = x.sigmoid()
-        logits = classifier(images).logits
+        with torch.autocast(x.device.type, amp, enabled=amp is not None): logits = classifier(images).logits
         losses = F.cross_entropy(logits, labels, reduction="none")
         if on_step and on_step(logits.detach(), losses.detach()): break
         total = losses.sum() + (len(labels) * penalty(images) if penalty else 0)
@@ -53,7 +55,7 @@ def descend_pixels(
         optimizer.step()
     return x.detach().sigmoid()
 
-# %% ../nbs/13_baselines.ipynb #9a25b272
+# %% ../nbs/13_baselines.ipynb #4797e301
 class PixelInverter:
     "Gradient descent on pixels under the interface of `Inverter`."
     penalty = None  # on images
@@ -66,8 +68,11 @@ class PixelInverter:
         lr: float = 0.3,                            # step size of Adam, in logits of a pixel
         seed: int = 0,
         device: str = "auto",                       # for a plain module
+        amp: str = "off",                           # as it is usually done; or "auto" or "bf16"
     ):
-        self.classifier = as_frozen(classifier, shape, device)
+        self.classifier = self.quick = as_frozen(classifier, shape, device)
+        self.amp = pick_amp(amp, self.classifier.device)
+        if self.penalty is None: self.quick = self.classifier.folded()  # a penalty may watch its layers
         self.classes, self.lr, self.step, self.seconds, self.rows = reachable(self.classifier), lr, 0, 0.0, []
         self.rng = torch.Generator(self.classifier.device).manual_seed(seed)
 
@@ -92,7 +97,7 @@ def fit(
         self.rows.append((len(self.rows), time.perf_counter() - began, losses.mean().item(), losses.mean().item(), accuracy.mean().item()))
         return until is not None and bool((accuracy >= until).all())
 
-    descend_pixels(self.classifier, labels, steps + 1, self.rng, lr=self.lr, penalty=self.penalty, on_step=look)
+    descend_pixels(self.quick, labels, steps + 1, self.rng, lr=self.lr, amp=self.amp, penalty=self.penalty, on_step=look)
     self.step, self.seconds = len(self.rows) - 1, self.rows[-1][1]
     return pd.DataFrame(self.rows, columns=["step", "seconds", "total", "ce", "accuracy"])
 
@@ -111,7 +116,7 @@ def generate(
     rng = self.rng if seed is None else torch.Generator(self.classifier.device).manual_seed(seed)
     labels, members = (t.to(self.classifier.device) for t in spread(labels, n, self.classes, [0]))
     parts = labels.split(batch_size)
-    return torch.cat([descend_pixels(self.classifier, part, self.step, rng, lr=self.lr, penalty=self.penalty) for part in parts]), labels, members
+    return torch.cat([descend_pixels(self.quick, part, self.step, rng, lr=self.lr, amp=self.amp, penalty=self.penalty) for part in parts]), labels, members
 
 # %% ../nbs/13_baselines.ipynb #a9a2e57c
 @patch
@@ -126,7 +131,7 @@ def sample(
 ) -> Samples:
     "New images with the classifier's view of them."
     with torch.enable_grad(): images, labels, members = self.generate(n, batch_size=batch_size, **kwargs)
-    views = [self.classifier(part) for part in images.split(batch_size)]
+    views = [self.quick(part) for part in images.split(batch_size)]
     return Samples(images, labels, torch.cat([v.logits.softmax(1) for v in views]), torch.cat([v.features for v in views]), members)
 
 # %% ../nbs/13_baselines.ipynb #2e2ceef9
@@ -143,7 +148,7 @@ class DeepInverter(PixelInverter):
     ):
         super().__init__(classifier, **settings)
         self.tv, self.l2, self.bn = tv, l2, bn
-        self.classifier = copy.deepcopy(self.classifier)  # whose layers may be watched for good
+        self.classifier = self.quick = copy.deepcopy(self.classifier)  # whose layers may be watched for good
         self.norms = InputTap(remembering_layers(self.classifier)[0])
 
     def penalty(self, images: Tensor) -> Tensor:

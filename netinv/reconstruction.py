@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['RECIPES', 'split_off', 'Perturbation', 'ChannelMoments', 'bn_loss', 'leading_directions', 'span_share', 'InputTap',
-           'remembering_layers', 'ChannelDrop', 'ReconstructionWeights', 'class_cosine_loss', 'ReconstructionObjective',
-           'reconstruction_inverter', 'robustness', 'best_of', 'reconstruct', 'nearest', 'frechet_distance',
-           'leak_test', 'class_spread', 'reconstruction_report', 'triplets']
+           'remembering_layers', 'n_clean', 'ChannelDrop', 'ReconstructionWeights', 'class_cosine_loss',
+           'ReconstructionObjective', 'reconstruction_inverter', 'robustness', 'best_of', 'reconstruct', 'nearest',
+           'frechet_distance', 'leak_test', 'class_spread', 'reconstruction_report', 'triplets']
 
 # %% ../nbs/10_reconstruction.ipynb #b16a260f
 import math
@@ -49,7 +49,8 @@ class Perturbation:
     shift: float = 0.07    # largest shift as a share of the side: two pixels of 28
     angle: float = 0.13    # standard deviation of a rotation, in radians
     scale: float = 0.065   # standard deviation of a scaling, as a share
-    channels: float = 0.25 # share of the classifier's channels that are left out, in [0, 1); see `ChannelDrop`
+    channels: float = 0.35 # share of the classifier's channels that are left out, in [0, 1); see `ChannelDrop`
+    clean: float = 0.5     # share of a training batch that is left alone and keeps all channels, in [0, 1)
 
     def __call__(
         self,
@@ -160,6 +161,16 @@ def remembering_layers(
     if len(linear) > 1 and linear[-1].out_features == classifier.n_classes: linear.pop()
     return norms, linear, list(several)
 
+# %% ../nbs/10_reconstruction.ipynb #6d60dc04
+def n_clean(
+    share: float,  # in [0, 1)
+    batch: int,    # images
+) -> int:          # 0, or at least 2, which have statistics
+    "How many images of a batch are left alone."
+    if not 0 <= share < 1: raise ValueError(f"clean is {share}: expected a share from 0 up to, not including, 1")
+    n = int(share * batch)
+    return n if n > 1 else 0
+
 # %% ../nbs/10_reconstruction.ipynb #89536135
 class ChannelDrop:
     "Leaves channels out of what some layers give, in the passes of one thread, while `during` is open."
@@ -172,21 +183,24 @@ class ChannelDrop:
         self,
         share: float,                # in [0, 1)
         rngs: list[torch.Generator], # of K generators, whose images follow each other
+        clean: float = 0.0,          # share of the images of each, the first ones, that keep all
     ):
         "Leave out this share of channels, each image its own, until the end; the others make up for it."
         if not 0 <= share < 1: raise ValueError(f"channels is {share}: expected a share from 0 up to, not including, 1")
-        if share: self.now[threading.get_ident()] = share, rngs
+        if share: self.now[threading.get_ident()] = share, rngs, clean
         try: yield
         finally: self.now.pop(threading.get_ident(), None)
 
     def drop(self, out: Tensor, axis: int) -> Tensor | None:
         "The same without some channels; None, which changes nothing, at other times."
-        share, rngs = self.now.get(threading.get_ident(), (0, []))
+        share, rngs, clean = self.now.get(threading.get_ident(), (0, [], 0))
         if not share or not isinstance(out, Tensor) or len(out) % len(rngs): return None
         size = [1] * out.ndim
-        size[0], size[axis] = len(out) // len(rngs), out.shape[axis]
-        kept = torch.cat([torch.rand(size, generator=rng, device=out.device) for rng in rngs]) >= share
-        return out * (kept / (1 - share)).to(out.dtype)
+        first = n_clean(clean, len(out) // len(rngs))
+        size[0], size[axis] = len(out) // len(rngs) - first, out.shape[axis]
+        kept = (torch.stack([torch.rand(size, generator=rng, device=out.device) for rng in rngs]) >= share) / (1 - share)
+        whole = kept.new_ones(len(rngs), first, *size[1:])
+        return out * torch.cat([whole, kept], 1).flatten(0, 1).to(out.dtype)
 
     def close(self) -> None:
         "Let the layers alone."
@@ -198,16 +212,16 @@ class ReconstructionWeights:
     "How much each term counts (section 5.3); any number >= 0, and free to change while training goes on."
     alpha: float = 0.0        # KL divergence between target and answer
     alpha_pert: float = 0.0   # the same for perturbed images
-    beta: float = 0.0         # cross entropy of the label
-    beta_pert: float = 16.0   # the same for perturbed images
+    beta: float = 8.0         # cross entropy of the label
+    beta_pert: float = 8.0    # the same for perturbed images
     gamma: float = 0.0        # cosine similarity of features
     delta: float = 0.0        # orthogonality of features
     eta_var: float = 1.0      # variation of neighbouring pixels
     eta_pix: float = 0.0      # pixels out of range
     eta_grad: float = 0.0     # squared gradient with respect to the weights
-    eta_bn: float = 30.0      # statistics of batch norm; not in the paper
+    eta_bn: float = 60.0      # statistics of batch norm; not in the paper
     eta_span: float = 40.0    # span of the updates; not in the paper
-    gamma_class: float = 17.0 # cosine similarity of images of one class; not in the paper
+    gamma_class: float = 24.0 # cosine similarity of images of one class; not in the paper
 
     @classmethod
     def paper(cls) -> "ReconstructionWeights":
@@ -239,7 +253,7 @@ class ReconstructionObjective:
         classifier: FrozenClassifier,    # its layers are watched until `close`
         weights: ReconstructionWeights,  # looked at in every step
         amp: str | None = "auto",        # as for the inverter
-        perturb: Perturbation | None = None,  # whose `channels` are looked at in every step; None: none are left out
+        perturb: Perturbation | None = None,  # looked at in every step; None: nothing is disturbed
     ):
         self.classifier, self.weights, self.perturb, self.amp = classifier, weights, perturb, pick_amp(amp, classifier.device)
         norms, linear, several = remembering_layers(classifier)
@@ -256,20 +270,28 @@ class ReconstructionObjective:
         self,
         images: Tensor,         # [K, B, C, H, W] float in [0, 1]
         condition: Condition,   # fields with [K, B, ...]
-        out: ClassifierOutput,  # of the perturbed images
+        out: ClassifierOutput,  # of the images that `disturbed` gave
     ) -> dict[str, Tensor]:     # scalars
         "Every term that has a weight; zero for the others."
-        w, labels, weight = self.weights, condition.labels, self.weights.by_term()
-        norms, linear = self.norms.take(), self.linear.take()  # before another pass takes their place
-        seen = self.clean(images) if w.alpha or w.beta or w.gamma or w.delta else out
-        terms = {"kl": lambda: kl_loss(condition.target_probs, seen.logits), "kl_pert": lambda: kl_loss(condition.target_probs, out.logits),
-                 "ce": lambda: ce_loss(seen.logits, labels), "ce_pert": lambda: ce_loss(out.logits, labels),
+        w, labels, targets, weight = self.weights, condition.labels, condition.target_probs, self.weights.by_term()
+        n = n_clean(self.share_clean, images.shape[1])
+        as_it_is, moved = slice(n or None), slice(n, None)
+        norms, linear = ([x if x is None else x.unflatten(0, (len(images), -1))[:, as_it_is] for x in tap.take()] for tap in (self.norms, self.linear))
+        seen, pert = (ClassifierOutput(*(field[:, part] for field in out)) for part in (as_it_is, moved))
+        if not n and (w.alpha or w.beta or w.gamma or w.delta): seen = self.clean(images)
+        terms = {"kl": lambda: kl_loss(targets[:, as_it_is], seen.logits), "kl_pert": lambda: kl_loss(targets[:, moved], pert.logits),
+                 "ce": lambda: ce_loss(seen.logits, labels[:, as_it_is]), "ce_pert": lambda: ce_loss(pert.logits, labels[:, moved]),
                  "cosine": lambda: cosine_loss(seen.features), "ortho": lambda: ortho_loss(seen.features),
                  "var": lambda: variation_loss(images), "pix": lambda: pixel_loss(images), "grad": lambda: self.gradient_norm(images, labels),
-                 "bn": lambda: self.bn(norms, len(images)), "span": lambda: self.span(linear), "cosine_class": lambda: class_cosine_loss(images, labels)}
+                 "bn": lambda: self.bn(norms), "span": lambda: self.span(linear), "cosine_class": lambda: class_cosine_loss(images, labels)}
         found = {name: term() if weight[name] else images.new_zeros(()) for name, term in terms.items()}
         self.norms.take(), self.linear.take()  # of the passes made here, so that none is kept
         return found
+
+    @property
+    def share_clean(self) -> float:
+        "Of a batch, as it is now; a perturbation of another kind leaves none alone."
+        return getattr(self.perturb, "clean", 0.0)
 
     @property
     def usual(self) -> dict[str, int]:
@@ -282,31 +304,41 @@ def close(self: ReconstructionObjective) -> None:
     "Let the classifier alone."
     self.norms.close(), self.linear.close(), self.drop.close()
 
+# %% ../nbs/10_reconstruction.ipynb #b6deeb5d
+@patch
+def disturbed(
+    self: ReconstructionObjective,
+    images: Tensor,        # [B, C, H, W] of one generator
+    rng: torch.Generator,
+) -> Tensor:               # same shape
+    "What the classifier sees of them in training: the first ones as they are."
+    n = n_clean(self.share_clean, len(images))
+    return images if self.perturb is None else torch.cat([images[:n], self.perturb(images[n:], rng)])
+
 # %% ../nbs/10_reconstruction.ipynb #53c8a097
 @patch
 def during(
     self: ReconstructionObjective,
     rngs: list[torch.Generator],  # of the generators
 ):                                # a context
-    "For the inverter's pass in training, in which channels are left out."
-    return self.drop.during(getattr(self.perturb, "channels", 0.0), rngs)
+    "For the inverter's pass in training, in which channels are left out of the others."
+    return self.drop.during(getattr(self.perturb, "channels", 0.0), rngs, self.share_clean)
 
-# %% ../nbs/10_reconstruction.ipynb #0404ed50
+# %% ../nbs/10_reconstruction.ipynb #3c4982f9
 @patch
 def bn(
     self: ReconstructionObjective,
-    inputs: list[Tensor | None],  # [K * B, C, ...] of each batch norm
-    n_generators: int,            # K
+    inputs: list[Tensor | None],  # [K, B, C, ...] of each batch norm
 ) -> Tensor:                      # scalar
     "L_BN, a mean over the layers, zero without any."
-    losses = [bn_loss(x.unflatten(0, (n_generators, -1)), layer.running_mean, layer.running_var, layer.eps) for layer, x in zip(self.norms.layers, inputs) if x is not None]
+    losses = [bn_loss(x, layer.running_mean, layer.running_var, layer.eps) for layer, x in zip(self.norms.layers, inputs) if x is not None]
     return torch.stack(losses).mean() if losses else torch.zeros((), device=self.classifier.device)
 
 # %% ../nbs/10_reconstruction.ipynb #634b7784
 @patch
 def span(
     self: ReconstructionObjective,
-    inputs: list[Tensor | None],  # [K * B, ..., in] of each fully connected layer
+    inputs: list[Tensor | None],  # [K, B, ..., in] of each fully connected layer
 ) -> Tensor:                      # scalar
     "L_Span, a mean over the layers, zero without any."
     losses = [-span_share(x, directions).clamp(min=1e-6).log().mean() for directions, x in zip(self.directions, inputs) if x is not None]
@@ -363,10 +395,10 @@ def reconstruction_inverter(
     paper = recipe == "paper"
     frozen = as_frozen(classifier, shape, device)
     weights = weights or (ReconstructionWeights.paper() if paper else ReconstructionWeights())
-    perturb = perturb or (Perturbation(0.05, 0, 0, 0, 0) if paper else Perturbation())
+    perturb = perturb or (Perturbation(0.05, 0, 0, 0, 0, 0) if paper else Perturbation())
     objective = ReconstructionObjective(frozen, weights, amp, perturb)
     usual = {"temperature": 0.05} if paper else objective.usual
-    try: return Inverter(frozen, weights=weights, objective=objective, perturb=perturb, amp=amp, **usual | settings)
+    try: return Inverter(frozen, weights=weights, objective=objective, perturb=objective.disturbed, amp=amp, **usual | settings)
     except BaseException:
         objective.close()
         raise
@@ -414,7 +446,7 @@ def reconstruct(
     perturb: Perturbation | None = None,           # None for that of the recipe
     n_generators: int = 1,
     n: int = 1_000,                                # images in all
-    steps: int = 600,
+    steps: int = 400,
     candidates: int | None = None,                 # drawn for each image that is kept; None: 4, with "paper" 1
     seed: int = 0,
     checkpoint_dir: str | os.PathLike | None = None,  # a folder for `checkpoint.safetensors`
@@ -429,11 +461,12 @@ def reconstruct(
     inverter = reconstruction_inverter(classifier, shape=shape, recipe=recipe, weights=weights, perturb=perturb, device=device,
                                        n_generators=n_generators, seed=seed, **settings)
     try:
-        moves = asdict(inverter.perturb) if is_dataclass(inverter.perturb) else type(inverter.perturb).__name__
+        perturb = inverter.objective.perturb
+        moves = asdict(perturb) if is_dataclass(perturb) else type(perturb).__name__
         inverter.config["reconstruction"] = {"weights": asdict(inverter.weights), "perturb": moves}  # a checkpoint is of these
         inverter.fit(steps, checkpoint_dir=checkpoint_dir, resume=resume, progress=progress)
         drawn = inverter.sample(candidates * n, seed=seed)
-        return best_of(drawn, robustness(inverter.classifier, drawn, inverter.perturb, seed=seed), n) if candidates > 1 else drawn
+        return best_of(drawn, robustness(inverter.classifier, drawn, perturb, seed=seed), n) if candidates > 1 else drawn
     finally: inverter.objective.close()
 
 # %% ../nbs/10_reconstruction.ipynb #8b4e75d9

@@ -56,6 +56,7 @@ SYMBOLS = {  # name: symbol, term, what a larger value does
     "angle": ("angle", "", "standard deviation of the rotation of perturbed images, in radians"),
     "scale": ("scale", "", "standard deviation of the scaling of perturbed images"),
     "channels": ("channels", "", "share of the classifier's channels left out, another one for each image: images shall keep their class without them"),
+    "clean": ("clean", "", "share of the images that the classifier sees as they are, with all its channels, and whose statistics count"),
     "dropout": ("dropout", "", "share of the generator's values that are dropped, in training and in sampling: more variety, less accuracy"),
     "temperature": ("T", "", "temperature of the target P = softmax(v / T): smaller is surer of the label"),
     "conditioning": ("condition", "", "what the generator is told: label, vector, matrix or both. A change starts afresh"),
@@ -718,7 +719,7 @@ class ReconstructionStudio(InversionStudio):
     def build(self) -> Inverter:
         "A fresh inverter with the present settings."
         rest = {name: self.settings[name] for name in ("dropout", "temperature", "conditioning", "seed")}
-        return Inverter(self.classifier, weights=self.weights, objective=self.objective, perturb=self.perturb, **rest, **self.objective.usual | self.fixed)
+        return Inverter(self.classifier, weights=self.weights, objective=self.objective, perturb=self.objective.disturbed, **rest, **self.objective.usual | self.fixed)
 
     def apply(self, *, afresh: bool = False) -> None:
         "Let the inverter and the perturbation have the present settings."

@@ -13,12 +13,13 @@ from torch import Tensor, nn
 from networks import worn_cnn
 
 from netinv.baselines import reconstruct_from_stationarity, stationarity_loss
-from netinv.classifier import CNN, FrozenClassifier, train_classifier
+from netinv.classifier import CNN, ClassifierOutput, FrozenClassifier, train_classifier
+from netinv.conditioning import Condition
 from netinv.data import ImageData, Split, load_data, to_float
 from netinv.inversion import Samples
 from netinv.losses import ce_loss
 from netinv.reconstruction import (ChannelDrop, InputTap, Perturbation, ReconstructionObjective, ReconstructionWeights, best_of, bn_loss, class_cosine_loss,
-                                   frechet_distance, leading_directions, leak_test, nearest, reconstruct, reconstruction_inverter, reconstruction_report,
+                                   frechet_distance, leading_directions, leak_test, n_clean, nearest, reconstruct, reconstruction_inverter, reconstruction_report,
                                    remembering_layers, span_share, split_off, triplets)
 
 QUIET = {"progress": False, "amp": "off"}
@@ -229,12 +230,54 @@ def test_channel_drop_is_for_one_thread_and_ends_with_its_block() -> None:
 
 def test_channels_are_left_out_of_the_training_pass_alone() -> None:
     frozen = FrozenClassifier(perceptron().eval(), shape=(1, 28, 28), device="cpu")  # nothing to fold: every pass goes through the layers that are watched
-    inverter = reconstruction_inverter(frozen, weights=replace(ReconstructionWeights(), alpha=1.0, eta_grad=0.1), **{"amp": "off"} | SMALL)
+    inverter = reconstruction_inverter(frozen, weights=replace(ReconstructionWeights(), alpha=1.0, eta_grad=0.1), perturb=Perturbation(clean=0.0), **{"amp": "off"} | SMALL)
     zeros = []
     frozen.model[3].register_forward_hook(lambda _, __, out: zeros.append((out == 0).any().item()))
     inverter.fit(1, progress=False)
     assert zeros[0] and not any(zeros[1:]) and len(zeros) > 2
     inverter.objective.close()
+
+
+def test_a_clean_share_is_seen_as_it_is_and_gives_the_statistics(frozen: FrozenClassifier) -> None:
+    weights = ReconstructionWeights(alpha=1, alpha_pert=1, beta=1, beta_pert=1, gamma=1, delta=1, eta_bn=1, eta_span=1)
+    objective = ReconstructionObjective(frozen, weights, "off", Perturbation(channels=0.3, clean=0.5))
+    images, rngs = torch.rand(2, 12, *frozen.shape), [torch.Generator().manual_seed(k) for k in range(2)]
+    condition = Condition(torch.randint(10, (2, 12)), torch.rand(2, 12, 10).softmax(2), None, None)
+    seen = torch.stack([objective.disturbed(x, rng) for x, rng in zip(images, rngs)])
+    assert torch.equal(seen[:, :6], images[:, :6]) and (seen[:, 6:] != images[:, 6:]).flatten(2).any(2).all()
+    with torch.no_grad(), objective.during(rngs): flat = frozen(seen.flatten(0, 1))
+    got = objective(images, condition, ClassifierOutput(*(part.unflatten(0, (2, 12)) for part in flat)))
+    logits = flat.logits.unflatten(0, (2, 12))
+    with torch.no_grad(): plain = frozen(images[:, :6].flatten(0, 1))
+    torch.testing.assert_close(logits[:, :6].flatten(0, 1), plain.logits)
+    nll = -logits.log_softmax(2).gather(2, condition.labels[..., None])[..., 0]
+    torch.testing.assert_close(got["ce"], nll[:, :6].mean())
+    torch.testing.assert_close(got["ce_pert"], nll[:, 6:].mean())
+    objective.close()
+    alone = ReconstructionObjective(frozen, weights, "off")  # nothing is disturbed
+    with torch.no_grad(): whole = frozen(images[:, :6].flatten(0, 1))
+    few = Condition(condition.labels[:, :6], condition.target_probs[:, :6], None, None)
+    wanted = alone(images[:, :6], few, ClassifierOutput(*(part.unflatten(0, (2, 6)) for part in whole)))
+    for term in ("kl", "ce", "cosine", "ortho", "bn", "span"): torch.testing.assert_close(got[term], wanted[term], atol=1e-5, rtol=1e-4)
+    alone.close()
+
+
+@given(st.floats(0, 0.999), st.integers(2, 500))
+def test_a_clean_part_leaves_some_to_disturb_and_has_statistics(share: float, batch: int) -> None:
+    n = n_clean(share, batch)
+    assert n < batch and n != 1 and n <= share * batch < n + 2
+
+
+def test_a_clean_share_saves_the_second_pass(frozen: FrozenClassifier) -> None:
+    model, passes = perceptron().eval(), []
+    watched = FrozenClassifier(model, shape=(1, 28, 28), device="cpu")
+    for clean, wanted in ((0.5, 1), (0.0, 2)):
+        inverter = reconstruction_inverter(watched, weights=ReconstructionWeights(gamma=1.0), perturb=Perturbation(clean=clean), **{"amp": "off"} | SMALL)
+        handle = inverter.quick.model.register_forward_hook(lambda *_: passes.append(1))
+        inverter.train_step()
+        handle.remove(), inverter.objective.close()
+        assert len(passes) == wanted
+        passes.clear()
 
 
 def test_generators_trained_at_once_learn_what_each_learns_alone(frozen: FrozenClassifier) -> None:
@@ -280,7 +323,7 @@ def test_class_cosine_against_a_loop() -> None:
 
 
 def test_terms_without_weight_are_zero_and_the_others_are_what_they_say(frozen: FrozenClassifier) -> None:
-    inverter = reconstruction_inverter(frozen, weights=ReconstructionWeights.paper(), perturb=Perturbation(0, 0, 0, 0, 0), **{"amp": "off"} | SMALL)
+    inverter = reconstruction_inverter(frozen, weights=ReconstructionWeights.paper(), perturb=Perturbation(0, 0, 0, 0, 0, 0), **{"amp": "off"} | SMALL)
     inverter.fit(1, progress=False)
     first = inverter.history.iloc[0]
     assert first.kl == pytest.approx(first.kl_pert, rel=1e-4) and first.ce == pytest.approx(first.ce_pert, rel=1e-4)  # nothing was perturbed

@@ -167,7 +167,7 @@ from netinv.widgets import ReconstructionStudio
 data = load_data("digits")
 ReconstructionStudio(FrozenClassifier(train_classifier(data, epochs=2, progress=False), shape=data.shape), data=data, batch_size=40, width=16)
 """
-TERMS = ["α", "α′", "β", "β′", "γ", "δ", "η_var", "η_pix", "η_grad", "η_bn", "η_span", "γ_class", "ε", "shift", "angle", "scale", "channels", "dropout", "T"]
+TERMS = ["α", "α′", "β", "β′", "γ", "δ", "η_var", "η_pix", "η_grad", "η_bn", "η_span", "γ_class", "ε", "shift", "angle", "scale", "channels", "clean", "dropout", "T"]
 
 
 def of_one_cell(source: str, folder: Path) -> Path:
