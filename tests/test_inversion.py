@@ -15,7 +15,7 @@ from torch import nn
 
 from networks import worn_cnn
 
-from netinv.baselines import PixelInverter
+from netinv.baselines import DeepInverter, PixelInverter
 from netinv.classifier import CNN, FrozenClassifier
 from netinv.inversion import InversionWeights, Inverter, Log, Samples, spread, summary, weigh
 
@@ -89,6 +89,22 @@ def test_pixel_descent_reaches_every_class() -> None:
     history = pixels.fit(100, until=0.95, per_class=20)
     assert history.accuracy.iloc[-1] >= 0.95
     assert pixels.sample(40, seed=0).hits.float().mean() >= 0.9
+
+
+@pytest.mark.parametrize("kind", [PixelInverter, DeepInverter])
+def test_the_quick_descents_on_pixels_answer_as_the_plain_ones(kind: type) -> None:
+    frozen = FrozenClassifier(worn_cnn((1, 12, 12), 4), shape=(1, 12, 12), device="cpu")
+    plain, quick, coarse = kind(frozen), kind(frozen), kind(frozen, amp="bf16")
+    plain.quick = plain.classifier  # as it came
+    assert (quick.quick is quick.classifier) == (kind is DeepInverter)  # which has layers to watch
+    for inverter in (plain, quick, coarse): inverter.step = 5
+    images = [inverter.sample(8, seed=0).images for inverter in (plain, quick, coarse)]
+    torch.testing.assert_close(images[1], images[0], atol=1e-3, rtol=0)
+    assert coarse.amp is torch.bfloat16 and images[2].dtype is torch.float32
+    plain.step = 0
+    start = plain.sample(8, seed=0).images
+    ways = [(x - start).flatten() for x in images]
+    assert not torch.equal(ways[0], ways[2]) and torch.cosine_similarity(ways[0], ways[2], dim=0) > 0.8  # Adam makes much of small gradients
 
 
 def test_a_seed_repeats_a_run_and_leaves_the_global_random_numbers_alone() -> None:
