@@ -5,8 +5,9 @@
 # %% auto #0
 __all__ = ['RECIPES', 'split_off', 'Perturbation', 'ChannelMoments', 'bn_loss', 'leading_directions', 'span_share', 'InputTap',
            'remembering_layers', 'n_clean', 'ChannelDrop', 'ReconstructionWeights', 'class_cosine_loss',
-           'ReconstructionObjective', 'reconstruction_inverter', 'robustness', 'best_of', 'reconstruct', 'nearest',
-           'frechet_distance', 'leak_test', 'class_spread', 'reconstruction_report', 'triplets']
+           'ReconstructionObjective', 'recipe_settings', 'reconstruction_inverter', 'robustness', 'best_of',
+           'reconstruct', 'nearest', 'frechet_distance', 'leak_test', 'class_spread', 'reconstruction_report',
+           'triplets']
 
 # %% ../nbs/10_reconstruction.ipynb #b16a260f
 import math
@@ -378,6 +379,17 @@ def gradient_norm(
 # %% ../nbs/10_reconstruction.ipynb #6cd2b972
 RECIPES = ("prior", "paper")
 
+# %% ../nbs/10_reconstruction.ipynb #267feada
+def recipe_settings(
+    classifier: FrozenClassifier,
+    recipe: str = "prior",  # or "paper"
+) -> tuple[ReconstructionWeights, Perturbation]:
+    "What a recipe takes where nothing else is asked for; without batch norm no statistics want images as they are."
+    if recipe not in RECIPES: raise ValueError(f"recipe {recipe!r} is unknown: expected one of {', '.join(RECIPES)}")
+    if recipe == "paper": return ReconstructionWeights.paper(), Perturbation(0.05, 0, 0, 0, 0, 0)
+    if remembering_layers(classifier)[0]: return ReconstructionWeights(), Perturbation()
+    return ReconstructionWeights(beta=0.0, beta_pert=16.0, gamma_class=17.0), Perturbation(clean=0.0)
+
 # %% ../nbs/10_reconstruction.ipynb #494f80aa
 def reconstruction_inverter(
     classifier: FrozenClassifier | nn.Module,       # a plain module needs `shape`
@@ -391,13 +403,11 @@ def reconstruction_inverter(
     **settings,                                     # n_generators, conditioning, seed, ...: see `Inverter`
 ) -> Inverter:                                      # untrained; `inverter.objective.close()` ends its watch over the classifier
     "An inverter for training-like images (section 5.3)."
-    if recipe not in RECIPES: raise ValueError(f"recipe {recipe!r} is unknown: expected one of {', '.join(RECIPES)}")
-    paper = recipe == "paper"
     frozen = as_frozen(classifier, shape, device)
-    weights = weights or (ReconstructionWeights.paper() if paper else ReconstructionWeights())
-    perturb = perturb or (Perturbation(0.05, 0, 0, 0, 0, 0) if paper else Perturbation())
+    usual_weights, usual_moves = recipe_settings(frozen, recipe)
+    weights, perturb = weights or usual_weights, perturb or usual_moves
     objective = ReconstructionObjective(frozen, weights, amp, perturb)
-    usual = {"temperature": 0.05} if paper else objective.usual
+    usual = {"temperature": 0.05} if recipe == "paper" else objective.usual
     try: return Inverter(frozen, weights=weights, objective=objective, perturb=objective.disturbed, amp=amp, **usual | settings)
     except BaseException:
         objective.close()

@@ -34,7 +34,7 @@ from .conditioning import CONDITIONINGS
 from .data import ImageData, image_grid, to_float
 from .inversion import InversionWeights, Inverter, Samples, as_frozen
 from .ood import ood_score
-from .reconstruction import Perturbation, ReconstructionObjective, ReconstructionWeights
+from .reconstruction import Perturbation, ReconstructionObjective, ReconstructionWeights, recipe_settings
 
 # %% ../nbs/11_widgets.ipynb #fdc62bed
 SYMBOLS = {  # name: symbol, term, what a larger value does
@@ -709,7 +709,8 @@ class ReconstructionStudio(InversionStudio):
         **settings,                                     # `data`, `seed`, `columns`, ...: see `InversionStudio`
     ):
         frozen = as_frozen(classifier, shape, "auto")
-        self.weights, self.perturb = replace(weights or ReconstructionWeights()), replace(perturb or Perturbation())
+        usual_weights, usual_moves = recipe_settings(frozen)
+        self.weights, self.perturb = replace(weights or usual_weights), replace(perturb or usual_moves)
         self.objective, self.more = ReconstructionObjective(frozen, self.weights, settings.get("amp", "auto"), self.perturb), asdict(self.perturb)
         try: super().__init__(frozen, weights=self.weights, **settings)
         except BaseException:

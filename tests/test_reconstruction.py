@@ -268,6 +268,13 @@ def test_a_clean_part_leaves_some_to_disturb_and_has_statistics(share: float, ba
     assert n < batch and n != 1 and n <= share * batch < n + 2
 
 
+def test_without_batch_norm_every_image_is_perturbed(frozen: FrozenClassifier) -> None:
+    for classifier, clean in ((frozen, 0.5), (FrozenClassifier(perceptron().eval(), shape=(1, 28, 28), device="cpu"), 0.0)):
+        inverter = reconstruction_inverter(classifier, amp="off", **SMALL)
+        assert (inverter.objective.perturb.clean, inverter.weights.beta + inverter.weights.beta_pert) == (clean, 16.0) and (inverter.weights.beta > 0) == (clean > 0)
+        inverter.objective.close()
+
+
 def test_a_clean_share_saves_the_second_pass(frozen: FrozenClassifier) -> None:
     model, passes = perceptron().eval(), []
     watched = FrozenClassifier(model, shape=(1, 28, 28), device="cpu")
