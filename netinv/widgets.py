@@ -65,7 +65,7 @@ SYMBOLS = {  # name: symbol, term, what a larger value does
 
 # %% ../nbs/11_widgets.ipynb #9471010d
 WEIGHT_STEPS = (0.0, *(2.0**k for k in range(-6, 8)))
-SMALL_STEPS = (0.0, 0.01, 0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.5)
+SMALL_STEPS = (0.0, 0.01, 0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.5, 0.7)
 TEMPERATURE_STEPS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0)
 
 # %% ../nbs/11_widgets.ipynb #b18f30ab
