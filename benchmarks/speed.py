@@ -2,10 +2,10 @@
 
 Every figure comes from a process of its own, so that peak memory is its own too. In the same run, on the same classifiers: netinv's
 defaults; the paper word for word (float32, eager); descent on pixels and DeepInversion, both in the precision that netinv has, and the
-first with the classifier folded as netinv has it. Seconds to 95 % are counted from a trained
-classifier to the step at which every class is at 95 % of fresh samples, the look at these samples included.
+first with the classifier folded as netinv has it. Seconds to 95 % are counted from a
+trained classifier to the step at which every class is at 95 % of fresh samples, the look at these samples included.
 
-    python benchmarks/speed.py                       # the profile cpu: about a quarter of an hour on two cores
+    python benchmarks/speed.py                       # the profile cpu: the paper's version alone may take ten minutes
     python benchmarks/speed.py --profile gpu         # all batch sizes, resnet18 at 224 pixels, 16 generators
     python benchmarks/speed.py --only steps          # or to95, generators, batches: one part
 """

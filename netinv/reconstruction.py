@@ -289,15 +289,17 @@ class ReconstructionObjective:
         self.norms.take(), self.linear.take()  # of the passes made here, so that none is kept
         return found
 
-    @property
-    def share_clean(self) -> float:
-        "Of a batch, as it is now; a perturbation of another kind leaves none alone."
-        return getattr(self.perturb, "clean", 0.0)
+# %% ../nbs/10_reconstruction.ipynb #e1dbf86b
+@patch(as_prop=True)
+def share_clean(self: ReconstructionObjective) -> float:
+    "Of a batch, as it is now; a perturbation of another kind leaves none alone."
+    return getattr(self.perturb, "clean", 0.0)
 
-    @property
-    def usual(self) -> dict[str, int]:
-        "How a generator is built that these terms do well with."
-        return {"smooth": 4 if self.norms.layers else 1}
+# %% ../nbs/10_reconstruction.ipynb #f3adc514
+@patch(as_prop=True)
+def usual(self: ReconstructionObjective) -> dict[str, int]:
+    "How a generator is built that these terms do well with."
+    return {"smooth": 4 if self.norms.layers else 1}
 
 # %% ../nbs/10_reconstruction.ipynb #693255e4
 @patch

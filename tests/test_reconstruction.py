@@ -276,8 +276,7 @@ def test_without_batch_norm_every_image_is_perturbed(frozen: FrozenClassifier) -
 
 
 def test_a_clean_share_saves_the_second_pass(frozen: FrozenClassifier) -> None:
-    model, passes = perceptron().eval(), []
-    watched = FrozenClassifier(model, shape=(1, 28, 28), device="cpu")
+    passes, watched = [], FrozenClassifier(perceptron().eval(), shape=(1, 28, 28), device="cpu")
     for clean, wanted in ((0.5, 1), (0.0, 2)):
         inverter = reconstruction_inverter(watched, weights=ReconstructionWeights(gamma=1.0), perturb=Perturbation(clean=clean), **{"amp": "off"} | SMALL)
         handle = inverter.quick.model.register_forward_hook(lambda *_: passes.append(1))
