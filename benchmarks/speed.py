@@ -1,9 +1,10 @@
 """How fast inversion is, against the machine's limit and against what people would use instead.
 
 Every figure comes from a process of its own, so that peak memory is its own too. In the same run, on the same classifiers: netinv's
-defaults; the paper word for word (float32, eager); descent on pixels and DeepInversion, both in the precision that netinv has, and the
-first with the classifier folded as netinv has it. Seconds to 95 % are counted from a
-trained classifier to the step at which every class is at 95 % of fresh samples, the look at these samples included.
+defaults; the paper word for word (float32, eager); descent on pixels and DeepInversion, as they are usually written (float32, the classifier
+as it came), and the pixels once more with what makes netinv quick (bfloat16, the classifier folded). On glibc all are told to keep memory, as
+`netinv run` does. Seconds to 95 % are counted from a trained classifier to the step at which every class is at 95 % of fresh samples, the
+look at these samples included.
 
     python benchmarks/speed.py                       # the profile cpu: the paper's version alone may take ten minutes
     python benchmarks/speed.py --profile gpu         # all batch sizes, resnet18 at 224 pixels, 16 generators
@@ -11,6 +12,7 @@ trained classifier to the step at which every class is at 95 % of fresh samples,
 """
 import argparse
 import json
+import os
 import platform
 import resource
 import statistics
@@ -24,13 +26,14 @@ from pathlib import Path
 import torch
 
 from netinv.baselines import DeepInverter, PixelInverter, literal_inverter
+from netinv.cli import KEEP_MEMORY
 from netinv.classifier import CNN, FrozenClassifier, accuracy, load_weights, save_weights, train_classifier
 from netinv.data import first_available, load_data, pick_amp, pick_device, write_atomic
 from netinv.inversion import Inverter
 
 MODELS = {"mnist": ("mnist", 28, 10_000), "cifar10": ("cifar10", 32, 5_000), "resnet18-64": ("cifar10", 64, 5_000), "resnet18-224": ("cifar10", 224, 5_000)}
 PATIENCE = 5  # seconds that a repeat of some steps takes at most, unless one step does
-METHODS = ("netinv", "literal", "pixels", "deepinversion")
+METHODS = ("netinv", "literal", "pixels", "quick pixels", "deepinversion")
 PROFILES = {
     "smoke": {"models": ["mnist"], "large": [], "methods": ["netinv", "pixels"], "seeds": 1, "limit": 2, "batches": [64], "generators": [2], "steps": 2, "repeats": 1, "epochs": 1},
     "cpu": {"models": ["mnist", "cifar10", "resnet18-64"], "large": ["resnet18-224"], "methods": METHODS, "seeds": 3, "limit": 150, "batches": [64, 256, 1024, 2048], "generators": [2, 4, 8, 16], "steps": 10, "repeats": 3, "epochs": 4},
@@ -95,8 +98,10 @@ def peak_mib() -> float:
 
 def make(method: str, classifier: FrozenClassifier, seed: int = 0, **settings):
     "What is to be timed, ready to `fit`."
-    kinds = {"netinv": Inverter, "literal": literal_inverter, "pixels": partial(PixelInverter, amp="auto"), "deepinversion": partial(DeepInverter, amp="auto")}
-    return kinds[method](classifier, seed=seed, **settings)
+    kinds = {"netinv": Inverter, "literal": literal_inverter, "pixels": PixelInverter, "quick pixels": partial(PixelInverter, amp="auto"), "deepinversion": DeepInverter}
+    inverter = kinds[method](classifier, seed=seed, **settings)
+    if method == "pixels": inverter.quick = classifier
+    return inverter
 
 
 def to95(model: str, method: str, seed: int, limit: float, folder: str) -> dict:
@@ -156,7 +161,7 @@ PARTS = {f.__name__: f for f in (to95, steps, matrix_rate, import_time)}
 
 def alone(part: str, **given) -> dict:
     "One measurement in a process of its own."
-    run = subprocess.run([sys.executable, __file__, "--one", json.dumps({"part": part, "given": given})], capture_output=True, text=True)
+    run = subprocess.run([sys.executable, __file__, "--one", json.dumps({"part": part, "given": given})], capture_output=True, text=True, env=KEEP_MEMORY | os.environ)
     if run.returncode: raise SystemExit(f"{part} {given} failed:\n{run.stderr[-2000:]}")
     return json.loads(run.stdout.splitlines()[-1])
 
@@ -172,7 +177,7 @@ def plan(profile: dict, only: list[str], folder: str) -> list[tuple[str, dict]]:
                 methods = [m for m in profile["methods"] if m != "literal" or model == first or (seed == 0 and shape_of(model)[1] <= 32)]
                 todo += [("to95", dict(model=model, method=m, seed=seed, limit=profile["limit"], folder=folder)) for m in methods]
     if "steps" in only:
-        todo += [step(m, method, 160, 1) for m in profile["models"] for method in profile["methods"][:2] if method in ("netinv", "literal") and (method == "netinv" or shape_of(m)[1] <= 32)]
+        todo += [step(m, method, 160, 1) for m in profile["models"] for method in profile["methods"] if method in ("netinv", "literal") and (method == "netinv" or shape_of(m)[1] <= 32)]
     if "steps" in only: todo += [step(m, "netinv", min(profile["batches"]), 1) for m in profile["large"]]  # too large for this machine otherwise
     if "batches" in only: todo += [step(m, "netinv", batch, 1) for m in profile["models"] for batch in profile["batches"]]
     if "generators" in only: todo += [step(m, "netinv", 160, k) for m in profile["models"] for k in profile["generators"]]

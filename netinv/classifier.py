@@ -9,7 +9,7 @@ __all__ = ['MIRRORED', 'conv_block', 'conv_body', 'check_sizes', 'CNN', 'first_l
            'check_gradient', 'warn_if_fickle', 'LayerCall', 'layer_calls', 'find_features', 'FeatureTap',
            'named_features', 'drop_watching_hooks', 'lay_channels_last', 'are_probabilities', 'log_probabilities',
            'examine_classifier', 'tap_features', 'ClassifierOutput', 'FrozenClassifier', 'folded_weights',
-           'fold_batch_norms', 'pool_first', 'save_weights', 'load_weights']
+           'fold_batch_norms', 'pool_first', 'flatten_in_place', 'save_weights', 'load_weights']
 
 # %% ../nbs/01_classifier.ipynb #b71cdf4b
 import copy
@@ -823,13 +823,33 @@ def pool_first(
         bend.forward = _itself
     return bool(pairs)
 
+# %% ../nbs/01_classifier.ipynb #d84accc6
+def _flat_as_it_lies(x: Tensor) -> Tensor:
+    "Maps [B, C, h, w] to rows [B, h * w * C]."
+    return x.permute(0, 2, 3, 1).flatten(1)
+
+# %% ../nbs/01_classifier.ipynb #caf56087
+def flatten_in_place(
+    calls: list[LayerCall],  # of a frozen copy
+) -> bool:                   # whether there was anything to do
+    "Let linear layers take maps as they lie in memory, where that is with the channels last."
+    maps = {call.module: call.input for call in calls if type(call.module) is nn.Flatten and isinstance(call.input, Tensor) and call.input.ndim == 4}
+    pairs = [(flat, linear) for flat, linear in _neighbours(calls, (nn.Flatten,), nn.Linear)
+             if flat in maps and flat.start_dim == 1 and flat.end_dim in (-1, 3) and "weight" in linear._parameters
+             and maps[flat].is_contiguous(memory_format=torch.channels_last) and not maps[flat].is_contiguous()
+             and sum(getattr(call.module, "weight", None) is linear.weight for call in calls) == 1]
+    for flat, linear in pairs:
+        sorted_weight = linear.weight.unflatten(1, maps[flat].shape[1:]).permute(0, 2, 3, 1).flatten(1)
+        linear.weight, flat.forward = nn.Parameter(sorted_weight, requires_grad=False), _flat_as_it_lies
+    return bool(pairs)
+
 # %% ../nbs/01_classifier.ipynb #832eaccb
 def _fold(classifier: "FrozenClassifier") -> "FrozenClassifier":
     "What `folded` gives, made anew."
     quick, probe = classifier, probe_images(classifier.shape, classifier.device)
     with borrowed_rng(None, classifier.device), torch.no_grad(), torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
         wanted = classifier(probe)
-        for rewrite in (fold_batch_norms, pool_first):
+        for rewrite in (fold_batch_norms, pool_first, flatten_in_place):
             new = copy.deepcopy(quick, {id(quick.preprocess): quick.preprocess})  # which may have no copy
             if not rewrite(layer_calls(new.model, lambda: new(probe))): continue
             if all(_same(a, b, 1e-3) for a, b in zip(new(probe), wanted)): quick = new

@@ -655,7 +655,29 @@ class Falls(nn.Module):
     def forward(self, x): return self.body(x)
 
 
-@pytest.mark.parametrize("make", [Branch, Falls])
+class ReadTwice(nn.Module):
+    "A flattened map that a second reader wants in the usual order."
+    def __init__(self):
+        super().__init__()
+        self.conv, self.flat, self.hidden, self.head = nn.Conv2d(1, 4, 3), nn.Flatten(), nn.Linear(400, 8), nn.Linear(8, 3)
+
+    def forward(self, x):
+        row = self.flat(self.conv(x))
+        return self.head((self.hidden(row) + row[:, :8]).relu())
+
+
+class TiedLinear(nn.Module):
+    "A linear layer behind a flattened map whose weight a second layer has too."
+    def __init__(self):
+        super().__init__()
+        self.conv, self.flat, self.hidden, self.head = nn.Conv2d(1, 4, 3), nn.Flatten(), nn.Linear(400, 400), nn.Linear(400, 3)
+        self.again = nn.Linear(400, 400)
+        self.again.weight = self.hidden.weight
+
+    def forward(self, x): return self.head(self.again(self.hidden(self.flat(self.conv(x))).relu()).relu())
+
+
+@pytest.mark.parametrize("make", [Branch, Falls, ReadTwice, TiedLinear])
 def test_what_cannot_be_folded_stays_as_it_is(make) -> None:
     torch.manual_seed(0)
     classifier = FrozenClassifier(make(), shape=(1, 12, 12))
@@ -676,6 +698,15 @@ def test_a_folded_classifier_has_the_same_logits_features_and_gradients(features
         gradients.append((logits, taken, torch.autograd.grad(logits.square().sum() + taken.square().sum(), x)[0]))
     for a, b in zip(*gradients): torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-4 * a.abs().max().item())
     assert all(torch.equal(t, before[name]) for name, t in classifier.model.state_dict().items())
+
+
+def test_linear_layers_take_maps_as_they_lie_in_memory() -> None:
+    model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Dropout(), nn.Linear(4 * 10 * 7, 6), nn.ReLU(), nn.Linear(6, 3)).eval()
+    classifier = FrozenClassifier(model, shape=(1, 12, 9))
+    quick, x = classifier.folded(), torch.rand(5, 1, 12, 9, requires_grad=True)
+    assert torch.equal(quick.model[4].weight[:, :4], classifier.model[4].weight[:, ::70])  # the four channels of the first pixel
+    gradients = [torch.autograd.grad(c(x).logits.square().sum(), x)[0] for c in (classifier, quick)]
+    torch.testing.assert_close(*gradients)
 
 
 class Viewer(nn.Module):
