@@ -348,6 +348,7 @@ def run_tasks(
     # A function that names torch and any attribute `classes` is taken to need `torch.classes`, which has no pickle of its own.
     copyreg.pickle(type(torch.classes), lambda _: (getattr, (torch, "classes")))
     if pick_device().type != "cpu": jobs = 1
+    if jobs > 1: os.environ.update(KEEP_MEMORY | os.environ)  # for the workers, which are processes of their own
     settings = json.loads(json.dumps(settings))  # as a file gives them back
     done = Parallel(n_jobs=jobs)(delayed(_once)(work, task, Path(folder), settings, resume, jobs) for task in tasks)
     return dict(zip(tasks, done))
