@@ -350,7 +350,9 @@ def run_tasks(
     if pick_device().type != "cpu": jobs = 1
     if jobs > 1: os.environ.update(KEEP_MEMORY | os.environ)  # for the workers, which are processes of their own
     settings = json.loads(json.dumps(settings))  # as a file gives them back
-    done = Parallel(n_jobs=jobs)(delayed(_once)(work, task, Path(folder), settings, resume, jobs) for task in tasks)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "A worker stopped")  # the memory it keeps is taken for a leak, and it is replaced
+        done = Parallel(n_jobs=jobs)(delayed(_once)(work, task, Path(folder), settings, resume, jobs) for task in tasks)
     return dict(zip(tasks, done))
 
 # %% ../nbs/12_cli.ipynb #764304b1
