@@ -9,7 +9,7 @@ __all__ = ['MIRRORED', 'conv_block', 'conv_body', 'check_sizes', 'CNN', 'first_l
            'check_gradient', 'warn_if_fickle', 'LayerCall', 'layer_calls', 'find_features', 'FeatureTap',
            'named_features', 'drop_watching_hooks', 'lay_channels_last', 'are_probabilities', 'log_probabilities',
            'examine_classifier', 'tap_features', 'ClassifierOutput', 'FrozenClassifier', 'folded_weights',
-           'fold_batch_norms', 'pool_first', 'flatten_in_place', 'save_weights', 'load_weights']
+           'fold_batch_norms', 'pool_first', 'sorted_weight', 'flatten_in_place', 'save_weights', 'load_weights']
 
 # %% ../nbs/01_classifier.ipynb #b71cdf4b
 import copy
@@ -828,6 +828,14 @@ def _flat_as_it_lies(x: Tensor) -> Tensor:
     "Maps [B, C, h, w] to rows [B, h * w * C]."
     return x.permute(0, 2, 3, 1).flatten(1)
 
+# %% ../nbs/01_classifier.ipynb #c9081802
+def sorted_weight(
+    weight: Tensor,               # [D, C * h * w] of a linear layer
+    shape: tuple[int, int, int],  # C, h, w of the maps it takes
+) -> Tensor:                      # [D, h * w * C], with gradients to `weight`
+    "The weight for maps that are flattened with the channels last."
+    return weight.unflatten(1, shape).permute(0, 2, 3, 1).flatten(1)
+
 # %% ../nbs/01_classifier.ipynb #caf56087
 def flatten_in_place(
     calls: list[LayerCall],  # of a frozen copy
@@ -839,8 +847,8 @@ def flatten_in_place(
              and maps[flat].is_contiguous(memory_format=torch.channels_last) and not maps[flat].is_contiguous()
              and sum(getattr(call.module, "weight", None) is linear.weight for call in calls) == 1]
     for flat, linear in pairs:
-        sorted_weight = linear.weight.unflatten(1, maps[flat].shape[1:]).permute(0, 2, 3, 1).flatten(1)
-        linear.weight, flat.forward = nn.Parameter(sorted_weight, requires_grad=False), _flat_as_it_lies
+        linear.sorted_for, flat.forward = tuple(maps[flat].shape[1:]), _flat_as_it_lies
+        linear.weight = nn.Parameter(sorted_weight(linear.weight, linear.sorted_for), requires_grad=False)
     return bool(pairs)
 
 # %% ../nbs/01_classifier.ipynb #832eaccb

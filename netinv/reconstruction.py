@@ -24,7 +24,7 @@ from fastcore.basics import patch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from .classifier import ClassifierOutput, FrozenClassifier, folded_weights, layer_calls, probe_images
+from .classifier import ClassifierOutput, FrozenClassifier, folded_weights, layer_calls, probe_images, sorted_weight
 from .conditioning import Condition
 from .data import Split, image_grid, pick_amp, to_float
 from .inversion import Inverter, Samples, as_frozen
@@ -374,6 +374,8 @@ def gradient_norm(
         for conv in getattr(norm, "folded_into", ()):
             parts = [weights.get(f"{layer}.{kind}") for layer in (names[conv], name) for kind in ("weight", "bias")]
             given[f"{names[conv]}.weight"], given[f"{names[conv]}.bias"] = folded_weights(norm, *parts)
+    for layer, name in names.items():
+        if shape := getattr(layer, "sorted_for", None): given[f"{name}.weight"] = sorted_weight(weights[f"{name}.weight"], shape)
     with sdpa_kernel(SDPBackend.MATH):  # the fused attention has no second derivative
         losses = [ce_loss(quick.with_weights(given, x).logits, y) for x, y in zip(images, labels)]
         return torch.stack([gradient_norm_loss(loss, weights.values()) for loss in losses]).mean()
