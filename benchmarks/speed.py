@@ -6,7 +6,7 @@ as it came), and the pixels once more with what makes netinv quick (bfloat16, th
 `netinv run` does. Seconds to 95 % are counted from a trained classifier to the step at which every class is at 95 % of fresh samples, the
 look at these samples included.
 
-    python benchmarks/speed.py                       # the profile cpu: the paper's version alone may take ten minutes
+    python benchmarks/speed.py                       # the profile cpu: forty minutes on two cores, ten of them the paper's version
     python benchmarks/speed.py --profile gpu         # all batch sizes, resnet18 at 224 pixels, 16 generators
     python benchmarks/speed.py --only steps          # or to95, generators, batches: one part
 """
@@ -26,8 +26,8 @@ from pathlib import Path
 import torch
 
 from netinv.baselines import DeepInverter, PixelInverter, literal_inverter
-from netinv.cli import KEEP_MEMORY
 from netinv.classifier import CNN, FrozenClassifier, accuracy, load_weights, save_weights, train_classifier
+from netinv.cli import KEEP_MEMORY
 from netinv.data import first_available, load_data, pick_amp, pick_device, write_atomic
 from netinv.inversion import Inverter
 
