@@ -165,7 +165,7 @@ class Inverter:
         seed: int = 0,                              # repeats the run on the same machine
         device: str = "auto",                       # for a plain module
         amp: str = "auto",                          # "auto", "bf16" or "off"
-        **sizes,                                    # latent_dim, width, dropout, brightness, smooth: see `Generator`
+        **sizes,                                    # latent_dim, width, dropout, brightness, smooth, stretch: see `Generator`
     ):
         self.classifier = as_frozen(classifier, shape, device)
         self.quick = self.classifier.folded() if objective is inversion_terms else self.classifier  # another objective may watch its layers
@@ -173,6 +173,7 @@ class Inverter:
         self.during = getattr(objective, "during", lambda rngs: nullcontext())  # it may change the classifier for the pass in training
         check_counts(batch_size, n_generators)
         self.weights, self.objective, self.perturb, self.batch_size = weights or InversionWeights(), objective, perturb, batch_size
+        sizes = Generator.__init__.__kwdefaults__ | sizes  # written down in full: a default may change one day
         self.config = dict(conditioning=conditioning, n_generators=n_generators, temperature=temperature,
                            batch_size=batch_size, lr=lr, averaging=averaging, classes=None if classes is None else list(classes), seed=seed, **sizes)
         self.conditioning = make_conditioning(
@@ -295,9 +296,13 @@ def spread(
     return labels.expand(n).long(), torch.tensor(members)[index % len(members)]
 
 # %% ../nbs/05_inversion.ipynb #50d91e37
-def images_at_once(device: torch.device) -> int:
-    "How many images fit into the caches of a CPU, or keep a GPU busy."
-    return 128 if device.type == "cpu" else 1024
+def images_at_once(
+    device: torch.device,
+    shape: tuple[int, int, int],  # C, H, W of an image
+) -> int:
+    "How many images suit the caches of a CPU, where large ones come in smaller batches, or keep a GPU busy."
+    if device.type != "cpu": return 1024
+    return 256 if shape[1] * shape[2] <= 100**2 else 128
 
 # %% ../nbs/05_inversion.ipynb #0ad2f392
 @patch
@@ -310,7 +315,7 @@ def generate(
     dropout: bool = True,                  # whether dropout stays on
     generators: list[int] | None = None,   # which of the K to sample from, in turn; None for all
     seed: int | None = None,               # repeats the images; None goes on from the last call
-    batch_size: int | None = None,         # images at once; None: 128 on a CPU, for its caches, 1,024 elsewhere
+    batch_size: int | None = None,         # images at once; None: see `images_at_once`
 ) -> tuple[Tensor, Tensor, Tensor]:        # images [n, C, H, W], labels [n] and generators [n] int64
     "Images alone, which no classifier has looked at; a `ValueError` for a label or generator that does not exist."
     members = list(range(len(self.generators))) if generators is None else generators
@@ -319,7 +324,7 @@ def generate(
     if n < 1: raise ValueError(f"n is {n}: expected at least one image")
     rng = self.sample_rng if seed is None else torch.Generator(self.device).manual_seed(seed)
     labels, members = (t.to(self.device) for t in spread(labels, n, self.conditioning.classes, members))
-    batches = [(k, index) for k in members.unique().tolist() for index in (members == k).nonzero()[:, 0].split(batch_size or images_at_once(self.device))]
+    batches = [(k, index) for k in members.unique().tolist() for index in (members == k).nonzero()[:, 0].split(batch_size or images_at_once(self.device, self.classifier.shape))]
     parts = [self._generate_batch(k, labels[index], dropout, rng) for k, index in batches]
     order = torch.cat([index for _, index in batches]).argsort()
     return torch.cat(parts)[order], labels, members
@@ -353,7 +358,7 @@ def sample(
 ) -> Samples:
     "Images with the classifier's view of them, in full precision; a `ValueError` for a label or generator that does not exist."
     images, labels, members = self.generate(n, batch_size=batch_size, **kwargs)
-    views = [self.quick(part) for part in images.split(batch_size or images_at_once(self.device))]
+    views = [self.quick(part) for part in images.split(batch_size or images_at_once(self.device, self.classifier.shape))]
     return Samples(images, labels, torch.cat([v.logits.softmax(1) for v in views]), torch.cat([v.features for v in views]), members)
 
 # %% ../nbs/05_inversion.ipynb #d5165d8d
@@ -675,7 +680,7 @@ def load(
         raise ValueError(f"{folder}/config.yaml is damaged ({type(e).__name__}): save the run anew") from e
     frozen = as_frozen(classifier, settings.pop("shape", tuple(shape)), settings.pop("device", "auto"))
     if fingerprint(frozen) != print_of: raise ValueError(f"{folder} was trained against another classifier: load it with that one")
-    inverter = cls(frozen, weights=weights, **config, **settings)
+    inverter = cls(frozen, weights=weights, **{"width": 64} | config, **settings)  # the width of the files that do not name it
     drawn_with, _ = load_tensors(Path(folder) / "generator.safetensors")
     for modules in (inverter.generators, inverter.averaged.module): modules.load_state_dict(drawn_with)
     return inverter
