@@ -165,7 +165,7 @@ class Inverter:
         seed: int = 0,                              # repeats the run on the same machine
         device: str = "auto",                       # for a plain module
         amp: str = "auto",                          # "auto", "bf16" or "off"
-        **sizes,                                    # latent_dim, width, dropout, brightness, smooth, stretch: see `Generator`
+        **sizes,                                    # latent_dim, width, dropout, brightness, smooth: see `Generator`
     ):
         self.classifier = as_frozen(classifier, shape, device)
         self.quick = self.classifier.folded() if objective is inversion_terms else self.classifier  # another objective may watch its layers

@@ -356,6 +356,17 @@ def test_a_saved_run_is_one_folder_that_loads_again(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="another classifier"): Inverter.load(tmp_path, small_model(seed=3))
 
 
+def test_a_run_saved_before_its_width_was_written_down_has_that_of_then(tmp_path: Path) -> None:
+    import yaml
+
+    classifier = FrozenClassifier(small_model(), shape=(1, 12, 12))
+    Inverter(classifier, **SMALL | {"width": 64}).save(tmp_path)
+    config = yaml.safe_load((tmp_path / "config.yaml").read_text())
+    assert {"latent_dim", "width", "dropout", "brightness", "smooth"} <= set(config)
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump({name: value for name, value in config.items() if name != "width"}))
+    assert Inverter.load(tmp_path, classifier, amp="off").config["width"] == 64
+
+
 def test_the_log_is_read_in_order() -> None:
     log = Log(["a"], torch.device("cpu"))
     for i in range(10): log.write(torch.tensor([float(i)]), i)
