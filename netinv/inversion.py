@@ -173,15 +173,13 @@ class Inverter:
         self.during = getattr(objective, "during", lambda rngs: nullcontext())  # it may change the classifier for the pass in training
         check_counts(batch_size, n_generators)
         self.weights, self.objective, self.perturb, self.batch_size = weights or InversionWeights(), objective, perturb, batch_size
-        sizes = Generator.__init__.__kwdefaults__ | sizes  # written down in full: a default may change one day
         self.config = dict(conditioning=conditioning, n_generators=n_generators, temperature=temperature,
-                           batch_size=batch_size, lr=lr, averaging=averaging, classes=None if classes is None else list(classes), seed=seed, **sizes)
-        self.conditioning = make_conditioning(
-            conditioning, self.classifier.n_classes, temperature=temperature,
-            side=min(self.classifier.shape[1:]), classes=reachable(self.classifier, classes))
+                           batch_size=batch_size, lr=lr, averaging=averaging, classes=None if classes is None else list(classes), seed=seed,
+                           **Generator.__init__.__kwdefaults__ | sizes)  # in full: a default may change one day
+        self.conditioning = make_conditioning(conditioning, self.classifier.n_classes, temperature=temperature,
+                                              side=min(self.classifier.shape[1:]), classes=reachable(self.classifier, classes))
         seeds = [1_000 * seed + k for k in range(n_generators)]
-        self.generators = nn.ModuleList(seeded_generator(s, self.classifier.shape, self.conditioning, **sizes) for s in seeds)
-        self.generators.to(self.device, memory_format=torch.channels_last)
+        self.generators = nn.ModuleList(seeded_generator(s, self.classifier.shape, self.conditioning, **sizes) for s in seeds).to(self.device, memory_format=torch.channels_last)
         self.at_once = n_generators > 1 and self.device.type == "cuda"
         self.averaged = AveragedModel(self.generators, multi_avg_fn=get_ema_multi_avg_fn(averaging), use_buffers=True).eval()
         self.rngs = [torch.Generator(self.device).manual_seed(s) for s in seeds]
