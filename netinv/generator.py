@@ -175,10 +175,11 @@ class Generator(nn.Module):
         dropout: float = 0.2,         # share of values (small maps) or channels (large maps) dropped, in [0, 1)
         brightness: float = 0.05,     # mean pixel of the untrained generator, in (0, 1)
         smooth: int = 1,              # how often the last map is averaged over 3 x 3 pixels
+        stretch: float = 0.0,         # how far pixels reach below 0 before they are cut off there, at least 0
     ):
         super().__init__()
-        _check(shape, dropout, brightness)
-        self.shape, self.latent_dim, self.conditioning, self.smooth = tuple(shape), latent_dim, conditioning, smooth
+        _check(shape, dropout, brightness, stretch)
+        self.shape, self.latent_dim, self.conditioning, self.smooth, self.stretch = tuple(shape), latent_dim, conditioning, smooth, stretch
         size, n = conditioning.matrix_size, conditioning.n_classes
         start, stages = math.ceil(size / 2), stage_sizes(*shape[1:], size)
         self.embedding = nn.Embedding(n, latent_dim) if conditioning.name == "label" else None
@@ -189,7 +190,7 @@ class Generator(nn.Module):
         widths = [max(width >> i, 16) for i in range(len(stages) - 1)]
         self.doublings = nn.ModuleList(map(doubling_block, widths, widths[1:], stages[1:], [dropout] * len(widths)))
         self.to_image = doubling(widths[-1], shape[0], stages[-1], LastDoubling)
-        nn.init.constant_(self.to_image.bias, math.log(brightness / (1 - brightness)))
+        nn.init.constant_(self.to_image.bias, math.log((brightness + stretch) / (1 - brightness)))
 
     def forward(
         self,
@@ -205,7 +206,7 @@ class Generator(nn.Module):
         for double, mask in zip(self.doublings, doublings): x = double(mask, x)
         x = self.to_image(x)
         for _ in range(self.smooth): x = blur(x)
-        return x.sigmoid()
+        return ((1 + self.stretch) * x.sigmoid() - self.stretch).clamp(min=0) if self.stretch else x.sigmoid()
 
 # %% ../nbs/03_generator.ipynb #9b45e85a
 @patch
@@ -251,12 +252,13 @@ def use_dropout(self: Generator, on: bool) -> None:
         if isinstance(module, Dropout): module.on = on
 
 # %% ../nbs/03_generator.ipynb #c083d26d
-def _check(shape: tuple[int, int, int], dropout: float, brightness: float) -> None:
+def _check(shape: tuple[int, int, int], dropout: float, brightness: float, stretch: float) -> None:
     "A sentence for what a generator cannot be built from."
     if len(shape) != 3 or shape[0] < 1 or min(shape[1:]) < 8:
         raise ValueError(f"shape is {tuple(shape)}: expected (channels, height, width) with sides of at least 8 pixels")
     if not 0 <= dropout < 1: raise ValueError(f"dropout is {dropout}: expected a share from 0 up to, not including, 1")
     if not 0 < brightness < 1: raise ValueError(f"brightness is {brightness}: expected a mean pixel between 0 and 1")
+    if not stretch >= 0: raise ValueError(f"stretch is {stretch}: expected 0, or a number above")
 
 # %% ../nbs/03_generator.ipynb #3eee3fd8
 def together(

@@ -297,9 +297,9 @@ def share_clean(self: ReconstructionObjective) -> float:
 
 # %% ../nbs/10_reconstruction.ipynb #f3adc514
 @patch(as_prop=True)
-def usual(self: ReconstructionObjective) -> dict[str, int]:
+def usual(self: ReconstructionObjective) -> dict[str, float]:
     "How a generator is built that these terms do well with."
-    return {"width": 64, "smooth": 4 if self.norms.layers else 1}
+    return {"smooth": 4 if self.norms.layers else 1, "stretch": 0.4}
 
 # %% ../nbs/10_reconstruction.ipynb #693255e4
 @patch
@@ -411,7 +411,7 @@ def reconstruction_inverter(
     usual_weights, usual_moves = recipe_settings(frozen, recipe)
     weights, perturb = weights or usual_weights, perturb or usual_moves
     objective = ReconstructionObjective(frozen, weights, amp, perturb)
-    usual = {"temperature": 0.05, "width": objective.usual["width"]} if recipe == "paper" else objective.usual
+    usual = {"temperature": 0.05} if recipe == "paper" else objective.usual
     try: return Inverter(frozen, weights=weights, objective=objective, perturb=objective.disturbed, amp=amp, **usual | settings)
     except BaseException:
         objective.close()
@@ -460,7 +460,7 @@ def reconstruct(
     perturb: Perturbation | None = None,           # None for that of the recipe
     n_generators: int = 1,
     n: int = 1_000,                                # images in all
-    steps: int = 400,
+    steps: int = 600,
     candidates: int | None = None,                 # drawn for each image that is kept; None: 4, with "paper" 1
     seed: int = 0,
     checkpoint_dir: str | os.PathLike | None = None,  # a folder for `checkpoint.safetensors`
