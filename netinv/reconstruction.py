@@ -376,7 +376,8 @@ def gradient_norm(
             given[f"{names[conv]}.weight"], given[f"{names[conv]}.bias"] = folded_weights(norm, *parts)
     for layer, name in names.items():
         if shape := getattr(layer, "sorted_for", None): given[f"{name}.weight"] = sorted_weight(weights[f"{name}.weight"], shape)
-    with sdpa_kernel(SDPBackend.MATH):  # the fused attention has no second derivative
+    lower = torch.autocast(self.classifier.device.type, self.amp, enabled=self.amp is not None)
+    with lower, sdpa_kernel(SDPBackend.MATH):  # the fused attention has no second derivative
         losses = [ce_loss(quick.with_weights(given, x).logits, y) for x, y in zip(images, labels)]
         return torch.stack([gradient_norm_loss(loss, weights.values()) for loss in losses]).mean()
 

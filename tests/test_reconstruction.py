@@ -352,6 +352,18 @@ def test_the_gradient_norm_is_that_of_the_weights(frozen: FrozenClassifier) -> N
     objective.close()
 
 
+def test_the_gradient_norm_in_half_precision_points_the_same_way(frozen: FrozenClassifier) -> None:
+    images, labels = torch.rand(2, 32, *frozen.shape, requires_grad=True), torch.randint(10, (2, 32))
+    def found(amp: str) -> tuple[float, Tensor]:
+        objective = ReconstructionObjective(frozen, ReconstructionWeights(), amp)
+        loss = objective.gradient_norm(images, labels)
+        objective.close()
+        return loss.item(), torch.autograd.grad(loss, images)[0].flatten()
+    (full, along), (half, across) = found("off"), found("bf16")
+    assert half != full and half == pytest.approx(full, rel=0.05)
+    assert torch.cosine_similarity(along, across, dim=0) > 0.97
+
+
 @given(st.lists(st.tuples(st.integers(0, 3), st.floats(-9, 9)), min_size=4, max_size=40), st.integers(1, 40))
 @settings(max_examples=60, deadline=None)
 def test_best_of_takes_the_best_of_each_class_in_turn(pairs: list[tuple[int, float]], n: int) -> None:
