@@ -258,7 +258,7 @@ def _check(shape: tuple[int, int, int], dropout: float, brightness: float, stret
         raise ValueError(f"shape is {tuple(shape)}: expected (channels, height, width) with sides of at least 8 pixels")
     if not 0 <= dropout < 1: raise ValueError(f"dropout is {dropout}: expected a share from 0 up to, not including, 1")
     if not 0 < brightness < 1: raise ValueError(f"brightness is {brightness}: expected a mean pixel between 0 and 1")
-    if not stretch >= 0: raise ValueError(f"stretch is {stretch}: expected 0, or a number above")
+    if not 0 <= stretch < math.inf: raise ValueError(f"stretch is {stretch}: expected 0, or a number above")
 
 # %% ../nbs/03_generator.ipynb #3eee3fd8
 def together(
