@@ -171,7 +171,7 @@ class Generator(nn.Module):
         conditioning: Conditioning,   # what conditions it will be given
         *,
         latent_dim: int = 64,         # Z, entries of the latent
-        width: int = 48,              # channels of the maps up to half the image; halved at each doubling after that
+        width: int = 48,              # channels of the small maps and of the first doubling; halved at each after that, to 16 at the least
         dropout: float = 0.2,         # share of values (small maps) or channels (large maps) dropped, in [0, 1)
         brightness: float = 0.05,     # mean pixel of the untrained generator, in (0, 1)
         smooth: int = 1,              # how often the last map is averaged over 3 x 3 pixels

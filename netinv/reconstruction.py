@@ -484,26 +484,24 @@ def reconstruct(
         return best_of(drawn, robustness(inverter.classifier, drawn, perturb, seed=seed), n) if candidates > 1 else drawn
     finally: inverter.objective.close()
 
-# %% ../nbs/10_reconstruction.ipynb #8b4e75d9
+# %% ../nbs/10_reconstruction.ipynb #a8a3ddab
 def nearest(
-    images: Tensor,       # [n, C, H, W] float in [0, 1]
-    others: Tensor,       # [m, C, H, W] float in [0, 1]
-    shortlist: int = 10,  # how many with the smallest pixel distance are looked at
+    images: Tensor,  # [n, C, H, W] float in [0, 1]
+    others: Tensor,  # [m, C, H, W] float in [0, 1]
     batch_size: int = 500,
-) -> tuple[Tensor, Tensor, Tensor]:  # [n] int64 index into `others`; [n] SSIM in [-1, 1]; [n] PSNR in dB
-    "The image most similar to each by SSIM (Wang et al., 2004), among those nearest in pixels."
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # [n] int64 index into `others`; [n] correlation in [-1, 1]; [n] SSIM in [-1, 1]; [n] PSNR in dB
+    "The image whose pixels correlate best with those of each (Haim et al., 2022), and how similar it is (Wang et al., 2004)."
     from torchmetrics.functional.image import structural_similarity_index_measure
 
     if min(images.shape[2:]) < 6: raise ValueError(f"images are {list(images.shape[2:])}: SSIM looks at neighbourhoods, and needs sides of at least 6 pixels")
-    batch_size = max(1, min(batch_size, 2**25 // (shortlist * images[0].numel())))  # pairs that fit into memory
+    unit = lambda x: F.normalize(x.flatten(1) - x.flatten(1).mean(1, keepdim=True), eps=1e-3)  # an even image has no length but by rounding
+    there = unit(others).T
 
-    def part(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        near = torch.cdist(x.flatten(1), others.flatten(1)).topk(min(shortlist, len(others)), largest=False).indices
-        pairs = x[:, None].expand(-1, near.shape[1], -1, -1, -1).flatten(0, 1), others[near.flatten()]
-        ssim = structural_similarity_index_measure(*pairs, data_range=1.0, reduction="none").view(near.shape)
-        error = (pairs[0] - pairs[1]).square().flatten(1).mean(1).view(near.shape)
-        best = ssim.argmax(1, keepdim=True)
-        return tuple(t.gather(1, best)[:, 0] for t in (near, ssim, -10 * error.clamp(min=1e-10).log10()))
+    def part(x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        correlation, index = (unit(x) @ there).max(1)
+        ssim = structural_similarity_index_measure(x, others[index], data_range=1.0, reduction="none")
+        error = (x - others[index]).square().flatten(1).mean(1)
+        return index, correlation, ssim.view(len(x)), -10 * error.clamp(min=1e-10).log10()
 
     return tuple(torch.cat(columns) for columns in zip(*map(part, images.split(batch_size))))
 
@@ -574,13 +572,14 @@ def reconstruction_report(
 
     def column(images: Tensor, labels: Tensor) -> dict[str, float]:
         (logits, features), images, labels = see(images), images.cpu(), labels.cpu()
-        index, ssim, psnr = zip(*(nearest(images, x) for x in refs.values()))
+        index, correlation, ssim, psnr = zip(*(nearest(images, x) for x in refs.values()))
         far = [torch.cdist(features, x).min(1) for x in ref_features.values()]
         closer = lambda to_training, known, control: leak_test(torch.where(to_training, known, control + size), size, seed=seed)
-        leaks = {"pixels": closer(ssim[0] > ssim[1], *index), "features": closer(far[0].values < far[1].values, *(f.indices for f in far))}
+        leaks = {"pixels": closer(correlation[0] > correlation[1], *index), "features": closer(far[0].values < far[1].values, *(f.indices for f in far))}
+        measures = {"correlation": correlation, "SSIM": ssim, "PSNR": psnr, "feature distance": [f.values for f in far]}
         manifold = manifold_scores(ref_features["training"][:n], features)
         return {"accuracy under the judge": (logits.argmax(1) == labels).double().mean().item(),
-                **{f"{measure} to nearest {name}": value.mean().item() for measure, pair in (("SSIM", ssim), ("PSNR", psnr), ("feature distance", [f.values for f in far])) for name, value in zip(refs, pair)},
+                **{f"{measure} to nearest {name}": value.mean().item() for measure, pair in measures.items() for name, value in zip(refs, pair)},
                 **{f"closer to training, {space}: {what}": value for space, pair in leaks.items() for what, value in zip(("share", "p"), pair)},
                 "spread within classes / real": class_spread(images, labels) / truth, "Fréchet distance": frechet_distance(features, ref_features["training"]),
                 "coverage of training": manifold["coverage"], "precision": manifold["precision"]}
@@ -593,7 +592,7 @@ def triplets(
     train: Split,
     heldout: Split,         # as many of either are used
     *,
-    which: str = "best",    # by SSIM to a training image; or "typical", around the median
+    which: str = "best",    # by correlation with a training image; or "typical", around the median
     columns: int = 14,      # how many of each, fewer where there are fewer samples
     seed: int = 0,          # which images are used
 ) -> Tensor:                # [3 * columns, C, H, W] float in [0, 1], for `image_grid(..., nrow=columns)`
@@ -601,8 +600,8 @@ def triplets(
     if which not in ("best", "typical"): raise ValueError(f"which is {which!r}: expected 'best' or 'typical'")
     images, size = samples.images.cpu(), min(len(train), len(heldout))
     known, control = (to_float(split_off(split, size, seed=seed)[0].images).cpu() for split in (train, heldout))
-    index, ssim, _ = nearest(images, known)
-    order = ssim.argsort(descending=True)
+    index, correlation, _, _ = nearest(images, known)
+    order = correlation.argsort(descending=True)
     start = 0 if which == "best" else max(0, (len(order) - columns) // 2)
     chosen = order[start : start + columns]
     return torch.cat([images[chosen], known[index[chosen]], control[nearest(images[chosen], control)[0]]])

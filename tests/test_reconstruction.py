@@ -4,6 +4,7 @@ import math
 import threading
 from dataclasses import fields, replace
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -381,8 +382,23 @@ def test_best_of_takes_the_best_of_each_class_in_turn(pairs: list[tuple[int, flo
 
 def test_nearest_finds_a_copy_in_noise() -> None:
     others = torch.rand(50, 1, 16, 16, generator=torch.Generator().manual_seed(0))
-    index, ssim, psnr = nearest((others[[7, 31]] + 0.01).clamp(0, 1), others)
-    assert index.tolist() == [7, 31] and ssim.min() > 0.99 and psnr.min() > 39
+    index, correlation, ssim, psnr = nearest((others[[7, 31]] + 0.01).clamp(0, 1), others)
+    assert index.tolist() == [7, 31] and min(correlation.min(), ssim.min()) > 0.99 and psnr.min() > 39
+
+
+def test_nearest_is_the_highest_correlation_of_numpy() -> None:
+    images, others = (torch.rand(n, 3, 8, 9, generator=torch.Generator().manual_seed(n)) for n in (7, 20))
+    index, correlation, _, _ = nearest(images, others, batch_size=3)
+    expected = np.corrcoef(images.flatten(1), others.flatten(1))[:7, 7:]
+    assert index.tolist() == expected.argmax(1).tolist() and np.allclose(correlation, expected.max(1), atol=1e-6)
+
+
+def test_an_even_image_is_near_to_nothing() -> None:
+    "By SSIM and pixel distance, a black image is nearer to digits than most drawings of them."
+    digits = torch.zeros(9, 1, 16, 16).index_put_((torch.arange(9), torch.tensor(0), torch.arange(3, 12), torch.tensor(8)), torch.tensor(1.0))
+    for level in (0.0, 0.3, 1.0): assert nearest(torch.full((1, 1, 16, 16), level), digits)[1].abs() < 1e-6
+    shifted = digits.roll(1, 3)
+    assert nearest(0.1 + 0.5 * digits, digits)[1].min() > 0.999 > nearest(shifted, digits)[1].max()
 
 
 def test_frechet_distance_in_closed_form() -> None:
