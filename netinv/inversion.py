@@ -678,7 +678,7 @@ def load(
         raise ValueError(f"{folder}/config.yaml is damaged ({type(e).__name__}): save the run anew") from e
     frozen = as_frozen(classifier, settings.pop("shape", tuple(shape)), settings.pop("device", "auto"))
     if fingerprint(frozen) != print_of: raise ValueError(f"{folder} was trained against another classifier: load it with that one")
-    inverter = cls(frozen, weights=weights, **config, **settings)
+    inverter = cls(frozen, weights=weights, **{"width": 64} | config, **settings)  # the width of the files that do not name it
     drawn_with, _ = load_tensors(Path(folder) / "generator.safetensors")
     for modules in (inverter.generators, inverter.averaged.module): modules.load_state_dict(drawn_with)
     return inverter
