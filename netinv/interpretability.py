@@ -67,8 +67,8 @@ def check_features(
     least: int = 3,    # rows that are needed
     wide: int = 1,     # features that are needed
     vary: bool = True, # whether rows all alike are refused
-) -> np.ndarray:       # [n, D] float64
-    "Features as an array; a `ValueError` for too few, for numbers that are not finite, and for rows all alike."
+) -> Tensor:           # [n, D] float64, on the CPU
+    "Features without gradients; a `ValueError` for too few, for numbers that are not finite, and for rows all alike."
     x = torch.as_tensor(features).detach().cpu().double()
     if x.ndim != 2: raise ValueError(f"features are {list(x.shape)}: expected one row for each image, [n, D]")
     if x.shape[1] < wide: raise ValueError(f"features of {x.shape[1]} numbers are too short: give at least {wide}")
@@ -76,7 +76,7 @@ def check_features(
     bad = int((~x.isfinite()).any(1).sum())
     if bad: raise ValueError(f"{bad} of {len(x)} rows of features hold NaN or infinity: leave those images out, or look for what made them")
     if vary and (x == x[0]).all(): raise ValueError("all rows of features are the same: there is nothing to tell apart; give other images, or another layer as features")
-    return x.numpy()
+    return x
 
 # %% ../nbs/07_interpretability.ipynb #8b64c0a3
 def pca_plane(
@@ -85,7 +85,7 @@ def pca_plane(
     "The plane of the first two principal components; a `ValueError` for features that have none."
     from sklearn.decomposition import PCA
 
-    x = check_features(features, wide=2)
+    x = check_features(features, wide=2).numpy()
     found = PCA(2, svd_solver="full").fit(x)
     if found.singular_values_[1] <= 1e-9 * found.singular_values_[0]: raise ValueError("all features lie on one line: there is no second component; give other images, or another layer as features")
     axes = torch.from_numpy(found.components_)
@@ -106,7 +106,7 @@ def means_plane(
     if missing: raise ValueError(f"classes {missing} have no samples: choose among {labels.unique().tolist()}")
     if len(set(classes)) < 2: raise ValueError(f"discriminants need two classes or more, got {classes}: use pca_plane for one")
     chosen = torch.isin(labels, torch.tensor(classes))
-    x, y = check_features(features[chosen.to(features.device)], 2 * len(classes), wide=2), labels[chosen].numpy()
+    x, y = check_features(features[chosen.to(features.device)], 2 * len(classes), wide=2).numpy(), labels[chosen].numpy()
     fit = LinearDiscriminantAnalysis(solver="lsqr", shrinkage="auto").fit(x, y)
     means, (lower, failed) = torch.from_numpy(fit.means_), torch.linalg.cholesky_ex(torch.from_numpy(fit.covariance_))
     if failed: raise ValueError("the features do not vary within the classes: give more images, or use pca_plane")
@@ -148,7 +148,7 @@ def decision_map(
     margin: float = 0.08,    # space around, as a share of the side
 ) -> DecisionMap:
     "The classifier's decisions on a mesh."
-    points = plane.project(torch.from_numpy(check_features(features, 1, vary=False)))
+    points = plane.project(check_features(features, 1, vary=False))
     low, high = points.amin(0), points.amax(0)
     space = margin * (high - low).clamp(min=1e-6)
     x, y = (torch.linspace(a.item(), b.item(), resolution, dtype=torch.float64) for a, b in zip(low - space, high + space))
@@ -166,7 +166,7 @@ def faithfulness(
 ) -> float:            # in [0, 1]
     "The share of images whose class is that of the point of the plane under them."
     answer = lambda x: classifier.head(x.float().to(classifier.device)).argmax(1).cpu()
-    parts = torch.from_numpy(check_features(features, 1, vary=False)).split(5_000)
+    parts = check_features(features, 1, vary=False).split(5_000)
     return torch.cat([answer(x) == answer(plane.lift(plane.project(x))) for x in parts]).double().mean().item()
 
 # %% ../nbs/07_interpretability.ipynb #a441b930
@@ -226,7 +226,7 @@ def tsne_points(
     from sklearn.decomposition import PCA
     from sklearn.manifold import TSNE, trustworthiness
 
-    x = check_features(features, 8, wide=2)
+    x = check_features(features, 8, wide=2).numpy()
     if not 1 <= perplexity < len(x): raise ValueError(f"perplexity is {perplexity}: expected at least 1 and less than the {len(x)} samples")
     components = PCA(min(50, *x.shape), svd_solver="full").fit_transform(x)
     points = TSNE(perplexity=perplexity, init="pca", random_state=seed).fit_transform(components)
@@ -427,7 +427,7 @@ def count_clusters(
 
     if method not in ("silhouette", "hdbscan"): raise ValueError(f"method is {method!r}: expected 'silhouette' or 'hdbscan'")
     if len(features) >= 20 and (features == features[0]).all(): return 1  # a single point
-    x = unit_rows(torch.from_numpy(check_features(features, 20))).numpy()
+    x = unit_rows(check_features(features, 20)).numpy()
     z = PCA(min(8, x.shape[1]), svd_solver="full").fit_transform(x)
     if method == "hdbscan":
         return max(1, int(HDBSCAN(min_cluster_size=max(5, len(z) // 10), min_samples=5, allow_single_cluster=True, copy=True).fit(z).labels_.max()) + 1)

@@ -168,7 +168,7 @@ def test_an_autoencoder_comes_back_from_its_file(sae: SparseAutoencoder, tmp_pat
 
 
 @pytest.mark.parametrize(("call", "says"), [
-    (lambda: train_sae(torch.randn(1, 4), **QUIET), "expected two rows or more"), (lambda: train_sae(torch.full((4, 2), torch.nan), **QUIET), "4 of 4 rows of features hold NaN"),
+    (lambda: train_sae(torch.randn(1, 4), **QUIET), "1 samples are too few: give at least 2"), (lambda: train_sae(torch.full((4, 2), torch.nan), **QUIET), "4 of 4 rows of features hold NaN"),
     (lambda: train_sae(torch.zeros(4, 2), **QUIET), "all rows of features are the same"), (lambda: train_sae(torch.randn(4, 2), steps=0, **QUIET), "steps is 0: expected 1 or more"),
     (lambda: SparseAutoencoder(4, 8, k=9), "k is 9: expected at least 1 and at most the 8 latents"),
     (lambda: SparseAutoencoder(4, kind="relu"), "kind is 'relu': expected one of topk, l1")])
