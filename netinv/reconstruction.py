@@ -6,8 +6,8 @@
 __all__ = ['RECIPES', 'split_off', 'Perturbation', 'ChannelMoments', 'bn_loss', 'leading_directions', 'span_share', 'InputTap',
            'remembering_layers', 'n_clean', 'ChannelDrop', 'ReconstructionWeights', 'class_cosine_loss',
            'ReconstructionObjective', 'recipe_settings', 'reconstruction_inverter', 'robustness', 'best_of',
-           'reconstruct', 'nearest', 'frechet_distance', 'leak_test', 'class_spread', 'reconstruction_report',
-           'triplets']
+           'reconstruct', 'centred_rows', 'nearest', 'frechet_distance', 'leak_test', 'class_spread',
+           'reconstruction_report', 'triplets']
 
 # %% ../nbs/10_reconstruction.ipynb #b16a260f
 import math
@@ -484,6 +484,14 @@ def reconstruct(
         return best_of(drawn, robustness(inverter.classifier, drawn, perturb, seed=seed), n) if candidates > 1 else drawn
     finally: inverter.objective.close()
 
+# %% ../nbs/10_reconstruction.ipynb #c7bd9708
+def centred_rows(
+    images: Tensor,  # [n, C, H, W] float
+) -> Tensor:         # [n, C * H * W]
+    "The pixels of each image with a mean of zero and a length of one; zeros where all pixels are the same."
+    x = images.flatten(1)
+    return F.normalize(x - x.mean(1, keepdim=True), eps=1e-3)  # rounding leaves less
+
 # %% ../nbs/10_reconstruction.ipynb #a8a3ddab
 def nearest(
     images: Tensor,  # [n, C, H, W] float in [0, 1]
@@ -494,11 +502,10 @@ def nearest(
     from torchmetrics.functional.image import structural_similarity_index_measure
 
     if min(images.shape[2:]) < 6: raise ValueError(f"images are {list(images.shape[2:])}: SSIM looks at neighbourhoods, and needs sides of at least 6 pixels")
-    unit = lambda x: F.normalize(x.flatten(1) - x.flatten(1).mean(1, keepdim=True), eps=1e-3)  # an even image has no length but by rounding
-    there = unit(others).T
+    there = centred_rows(others).T
 
     def part(x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        correlation, index = (unit(x) @ there).max(1)
+        correlation, index = (centred_rows(x) @ there).max(1)
         ssim = structural_similarity_index_measure(x, others[index], data_range=1.0, reduction="none")
         error = (x - others[index]).square().flatten(1).mean(1)
         return index, correlation, ssim.view(len(x)), -10 * error.clamp(min=1e-10).log10()

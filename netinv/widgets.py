@@ -34,7 +34,7 @@ from .conditioning import CONDITIONINGS
 from .data import ImageData, image_grid, to_float
 from .inversion import InversionWeights, Inverter, Samples, as_frozen
 from .ood import ood_score
-from .reconstruction import Perturbation, ReconstructionObjective, ReconstructionWeights, recipe_settings
+from .reconstruction import Perturbation, ReconstructionObjective, ReconstructionWeights, centred_rows, recipe_settings
 
 # %% ../nbs/11_widgets.ipynb #fdc62bed
 SYMBOLS = {  # name: symbol, term, what a larger value does
@@ -611,13 +611,12 @@ def replace_in_cell(
 def nearest_images(
     images: Tensor,  # [n, C, H, W] float in [0, 1]
     real: Tensor,    # [m, C, H, W] uint8, on the same device
-) -> tuple[Tensor, Tensor]:  # [n] int64 which of them, [n] the root mean squared difference of its pixels, in [0, 1]
-    "The real images closest in pixels."
-    at = images.flatten(1)
+) -> tuple[Tensor, Tensor]:  # [n] int64 which of them, [n] the correlation with its pixels, in [-1, 1]
+    "The real images whose pixels correlate best with those of each, as in `nearest`."
+    at = centred_rows(images)
     parts = real.split(max(1, 2**24 // at.shape[1]))  # as many as fit into memory easily
-    distances = torch.cat([torch.cdist(at, to_float(part).flatten(1)) for part in parts], 1)
-    nearest = distances.min(1)
-    return nearest.indices, nearest.values / at.shape[1] ** 0.5
+    best = torch.cat([at @ centred_rows(to_float(part)).T for part in parts], 1).max(1)
+    return best.indices, best.values
 
 # %% ../nbs/11_widgets.ipynb #cc27675b
 @patch
@@ -637,10 +636,10 @@ def explain(self: InversionStudio) -> None:
 def beside(self: InversionStudio, image: Tensor) -> str:  # HTML
     "The nearest real image, in words and as a picture."
     train = self.data.train
-    k, distance = (found.item() for found in nearest_images(image[None].to(train.images.device), train.images))
+    k, correlation = (found.item() for found in nearest_images(image[None].to(train.images.device), train.images))
     name = html.escape(self.class_names[int(train.labels[k])])
     picture = _big(train.images[k].cpu().float() / 255, f"a real image of class {name}")
-    return f"nearest of {len(train):,} real images: <b>{name}</b>,<br>RMS difference {distance:.2f}{picture}"
+    return f"nearest of {len(train):,} real images: <b>{name}</b>,<br>correlation {correlation:.2f}{picture}"
 
 # %% ../nbs/11_widgets.ipynb #3ec4f653
 def _big(image: Tensor, alt: str) -> str:
