@@ -6,8 +6,8 @@
 __all__ = ['MIRRORED', 'conv_block', 'conv_body', 'check_sizes', 'CNN', 'first_line', 'run_classifier', 'check_logits',
            'augmented', 'pick_augment', 'default_epochs', 'one_cycle', 'borrowed_rng', 'shuffled_batches',
            'train_classifier', 'eval_mode', 'predictions', 'accuracy', 'plain_weights', 'frozen_copy', 'probe_images',
-           'check_gradient', 'warn_if_fickle', 'LayerCall', 'layer_calls', 'find_features', 'FeatureTap',
-           'named_features', 'drop_watching_hooks', 'lay_channels_last', 'are_probabilities', 'log_probabilities',
+           'check_gradient', 'writes_into', 'warn_if_fickle', 'LayerCall', 'layer_calls', 'find_features', 'FeatureTap',
+           'named_features', 'drop_watching_hooks', 'lay_channels_last', 'are_probabilities', 'as_logits',
            'examine_classifier', 'tap_features', 'ClassifierOutput', 'FrozenClassifier', 'folded_weights',
            'fold_batch_norms', 'pool_first', 'sorted_weight', 'flatten_in_place', 'save_weights', 'load_weights']
 
@@ -18,7 +18,7 @@ import os
 import threading
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from difflib import get_close_matches
 from functools import partial
@@ -68,10 +68,10 @@ def check_sizes(
     n_classes: int | None,
 ) -> None:
     "A `ValueError` unless `shape` is three positive whole numbers and there are two classes or more."
-    if len(shape) != 3 or not all(isinstance(size, Integral) and size > 0 for size in shape):
+    if not isinstance(shape, Sequence) or len(shape) != 3 or not all(isinstance(size, Integral) and size > 0 for size in shape):
         raise ValueError(f"shape must be (channels, height, width), got {shape!r}")
-    if n_classes is not None and n_classes < 2:
-        raise ValueError(f"n_classes must be at least 2, got {n_classes}")
+    if n_classes is not None and not (isinstance(n_classes, Integral) and n_classes > 1):
+        raise ValueError(f"n_classes must be a whole number of at least 2, got {n_classes!r}")
 
 # %% ../nbs/01_classifier.ipynb #0dd6d593
 class CNN(nn.Module):
@@ -123,7 +123,7 @@ def run_classifier(
         advice = "wrap it in a module that returns the logits alone"
         raise ValueError(f"classifier returned a {type(output).__name__}, {expected}: {advice}")
     if output.shape in ((len(images),), (len(images), 1)):
-        advice = "return a logit for each class, for instance torch.stack([-x, x], 1)"
+        advice = "with x = output.view(-1, 1), return torch.cat([0 * x, x], 1) for a logit, torch.cat([1 - x, x], 1) for a probability"
         raise ValueError(f"classifier returned one output per image, {list(output.shape)}: {advice}")
     if output.ndim != 2 or len(output) != len(images):
         raise ValueError(f"classifier returned {list(output.shape)}, {expected}: reshape its output")
@@ -292,21 +292,24 @@ def train_classifier(
     generator = torch.Generator(device).manual_seed(seed)
     with borrowed_rng(seed, device), torch.backends.cudnn.flags(enabled=True, deterministic=True):
         model = (CNN(data.shape, len(data.classes)) if model is None else model).to(device)
-        with torch.no_grad(): check_logits(run_classifier(model.eval(), to_float(images[:2])), len(data.classes))
+        model.eval()
+        with torch.no_grad(): check_logits(run_classifier(model, to_float(images[:2])), len(data.classes))
         steps = epochs * max(n // batch_size, 1)
-        optimizer, schedule = one_cycle(model.train(), lr, weight_decay, steps)
+        model.train()
+        optimizer, schedule = one_cycle(model, lr, weight_decay, steps)
         bar = _Progress(steps, progress)
         for _ in range(epochs):
             for rows in shuffled_batches(n, batch_size, generator):
                 with torch.autocast(device.type, dtype, enabled=dtype is not None):
-                    logits = model(augmented(images, rows, augment, generator))
-                loss = F.cross_entropy(logits.float(), labels[rows])
+                    logits = run_classifier(model, augmented(images, rows, augment, generator))
+                loss = F.cross_entropy(logits, labels[rows])
                 optimizer.zero_grad()
                 loss.backward()
                 optimizer.step()
                 schedule.step()
                 bar.update(loss, logits, labels[rows])
-    return model.eval()
+    model.eval()
+    return model
 
 # %% ../nbs/01_classifier.ipynb #2e072935
 @contextmanager
@@ -364,11 +367,14 @@ def plain_weights(
 def frozen_copy(
     module: nn.Module,
     device: torch.device,
+    as_is: bool = False,  # numbers stay as precise as they are
 ) -> nn.Module:  # float32, in eval mode, its weights without gradients
     "A copy to look at; the original keeps its mode, gradients, hooks and device; a `ValueError` if it has no copy."
     if not isinstance(module, nn.Module):
         raise ValueError(f"the classifier must be an nn.Module, got a {type(module).__name__}: wrap it in one")
     module = getattr(module, "_orig_mod", module)  # what torch.compile has wrapped
+    if any(is_lazy(p) for p in (*module.parameters(), *module.buffers())):
+        raise ValueError(f"{type(module).__name__} has layers without weights yet: run it once on a batch of images")
     # Results of an earlier pass may hang on a module, such as a cached activation; deepcopy would refuse them.
     results = [t for m in module.modules() for t in vars(m).values() if isinstance(t, Tensor) and not t.is_leaf]
     try:
@@ -376,14 +382,14 @@ def frozen_copy(
     except Exception as e:
         advice = "make it work with copy.deepcopy"
         raise ValueError(f"{type(module).__name__} cannot be copied ({first_line(e)}): {advice}") from e
-    if any(is_lazy(p) for p in frozen.parameters()):
-        raise ValueError(f"{type(module).__name__} has layers without weights yet: run it once on a batch of images")
     for m in frozen.modules():
         m._backward_hooks.clear()
         m._backward_pre_hooks.clear()
-    plain_weights(frozen.eval())
+    frozen.eval()  # which need not return the module
+    plain_weights(frozen)
     for p in frozen.parameters(): p.requires_grad_(False)
-    return frozen.to(device).float()
+    frozen.to(device)
+    return frozen if as_is else frozen.float()
 
 # %% ../nbs/01_classifier.ipynb #5f1fd507
 def probe_images(
@@ -413,6 +419,16 @@ def check_gradient(
         advice = "look for no_grad, detach, rounding, NumPy or weights of zero in the classifier and in preprocess"
         raise ValueError(f"no gradient gets from the classifier's logits to the images: {advice}")
 
+# %% ../nbs/01_classifier.ipynb #08283c2d
+def writes_into(
+    classifier: Callable[[Tensor], Tensor],
+    images: Tensor,  # [B, C, H, W]
+) -> bool:
+    "Whether a classifier changes the images it is given, as `nn.ReLU(inplace=True)` does."
+    given = images.clone()
+    run_classifier(classifier, given)
+    return given._version > 0
+
 # %% ../nbs/01_classifier.ipynb #cdfc98b1
 def warn_if_fickle(
     classifier: Callable[[Tensor], Tensor],
@@ -423,7 +439,9 @@ def warn_if_fickle(
     if not _same(run_classifier(classifier, images), logits):
         warnings.warn("the classifier is random: it gives the same images other logits each time", stacklevel=3)
         return False
-    if not _same(run_classifier(classifier, images[:3]), logits[:3]):
+    try: few = run_classifier(classifier, images[:3])
+    except ValueError as e: raise ValueError(f"the classifier takes {len(images)} images at once but not 3 ({first_line(e.__cause__ or e)}): make it take any number") from e
+    if not _same(few, logits[:3]):
         warnings.warn("the classifier's logits for an image depend on the other images in the batch", stacklevel=3)
     return True
 
@@ -562,6 +580,7 @@ def named_features(
 ) -> LayerCall:
     "The latest use of the layer of that name; a `ValueError` if there is none or its output is no batch of features."
     names = [n for n, _ in model.named_modules() if n]
+    if not isinstance(name, str): raise ValueError(f"features is {name!r}: expected the name of a layer, such as {names[-1] if names else 'hidden'!r}")
     if name not in names:
         near = get_close_matches(name, names, n=4, cutoff=0.3) or names[-4:]
         raise ValueError(f"{type(model).__name__} has no layer {name!r}: give one it has, such as {', '.join(near)}")
@@ -621,7 +640,7 @@ def are_probabilities(
     return bool((outputs >= 0).all() and ((outputs.sum(1) - 1).abs() < 1e-2).all())
 
 # %% ../nbs/01_classifier.ipynb #ce5a361a
-def log_probabilities(
+def as_logits(
     outputs: Tensor,  # [B, N] in [0, 1]
 ) -> Tensor:          # [B, N], at least -87.4
     "Logits whose softmax is `outputs`."
@@ -644,6 +663,8 @@ def examine_classifier(
         layout = lay_channels_last(model, lambda layout: run_classifier(forward, probe.contiguous(memory_format=layout)), outputs)
     if are_probabilities(outputs):
         warnings.warn("the classifier returns probabilities: their logarithms serve as logits", stacklevel=3)
+    elif ((outputs >= 0) & (outputs <= 1)).all():
+        warnings.warn("the classifier's outputs all lie between 0 and 1 and are taken for logits: if they are sigmoids, return what these are given", stacklevel=3)
     return outputs, layout
 
 # %% ../nbs/01_classifier.ipynb #ce4cd60b
@@ -683,11 +704,11 @@ class FrozenClassifier:
     ):
         check_sizes(shape, n_classes)
         self.shape, self.device = tuple(shape), pick_device(device)
-        self.model = frozen_copy(model, self.device)
         self.preprocess = frozen_copy(preprocess, self.device) if isinstance(preprocess, nn.Module) else preprocess
-        self.layout = self.quick = None  # not known yet
+        self.layout = self.quick = self.in_place = None  # not known yet
         probe = probe_images(self.shape, self.device)
         with borrowed_rng(None, self.device), torch.no_grad():
+            self._adopt(model, probe)
             outputs, self.layout = examine_classifier(self.model, self._forward, probe, n_classes)
             self.tap, self.feature_layer = tap_features(self.model, lambda: self._forward(probe), outputs, features)
             self.from_probabilities = are_probabilities(outputs)
@@ -705,14 +726,32 @@ class FrozenClassifier:
             expected = ", ".join(map(str, self.shape))
             raise ValueError(f"the classifier takes images [B, {expected}], got {list(images.shape)}")
         outputs = self._forward(images).float()
-        logits = log_probabilities(outputs) if self.from_probabilities else outputs
+        logits = as_logits(outputs) if self.from_probabilities else outputs
         return ClassifierOutput(logits, self.tap.take().float() if self.tap else logits)
 
     def _forward(self, images: Tensor) -> Tensor:
+        if self.in_place: images = images.clone()
         if self.layout: images = images.contiguous(memory_format=self.layout)
         return self.model(self.preprocess(images) if self.preprocess else images)
 
     def __repr__(self) -> str: return _describe(self)
+
+# %% ../nbs/01_classifier.ipynb #9bbbb697
+@patch
+def _adopt(
+    self: FrozenClassifier,
+    model: nn.Module,
+    probe: Tensor,  # [8, C, H, W]
+) -> None:
+    "Copy the model in float32, or as precise as it came where it runs only so; see whether it writes into its images."
+    for as_is in (False, True, False):  # what fails in both ways shall fail in float32
+        self.model = frozen_copy(model, self.device, as_is)
+        try:
+            self.in_place = writes_into(self._forward, probe)
+            return
+        except ValueError: pass
+
+
 
 # %% ../nbs/01_classifier.ipynb #47441e33
 def _describe(
@@ -735,7 +774,7 @@ def _tail(
     image = probe_images(self.shape, self.device)[:1]
     with self.tap.instead(features): outputs = self._forward(image if alone else image.expand(len(features), -1, -1, -1)).float()
     self.tap.take()
-    return log_probabilities(outputs) if self.from_probabilities else outputs
+    return as_logits(outputs) if self.from_probabilities else outputs
 
 # %% ../nbs/01_classifier.ipynb #69662d91
 @patch
@@ -892,7 +931,7 @@ def with_weights(
     "What the same classifier says with other weights."
     return torch.func.functional_call(_Reweighted(self), {f"model.{name}": t for name, t in weights.items()}, (images,))
 
-# %% ../nbs/01_classifier.ipynb #bf9cb266
+# %% ../nbs/01_classifier.ipynb #c8d88cde
 def save_weights(
     model: nn.Module,
     path: str | os.PathLike,  # must end in .safetensors
@@ -901,14 +940,17 @@ def save_weights(
     if Path(path).suffix != ".safetensors":
         name = Path(path).with_suffix(".safetensors").name
         raise ValueError(f"weights are saved as safetensors: call the file {name}")
-    save_tensors(path, model.state_dict(), {"model": type(model).__name__})
+    state = model.state_dict()
+    if other := [name for name, value in state.items() if not isinstance(value, Tensor)]:
+        raise ValueError(f"{type(model).__name__} has a state that is no tensor ({_some(other)}): safetensors holds tensors only")
+    save_tensors(path, state, {"model": type(model).__name__})
 
 # %% ../nbs/01_classifier.ipynb #1ad85650
 def _read_weights(
     path: Path,
 ) -> dict[str, Tensor]:
     "The state dict in a file; a `ValueError` if it is not a file of weights."
-    if path.suffix not in (".pt", ".pth"): return load_tensors(path)[0]
+    if path.suffix not in (".pt", ".pth", ".bin", ".ckpt"): return load_tensors(path)[0]
     if not path.exists(): raise FileNotFoundError(f"there is no file {path}")
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
@@ -945,7 +987,7 @@ def _some(names: list[str]) -> str:
 # %% ../nbs/01_classifier.ipynb #c2184f74
 def load_weights(
     model: nn.Module,
-    path: str | os.PathLike,  # .safetensors, or a state dict in .pt or .pth
+    path: str | os.PathLike,  # .safetensors, or a state dict in .pt, .pth, .bin or .ckpt
 ) -> nn.Module:               # the same model
     "Fill a model with weights from a file; a `ValueError` for a damaged, unsafe or unfit file leaves it as it was."
     state = _read_weights(Path(path))

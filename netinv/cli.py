@@ -15,6 +15,7 @@ import copyreg
 import difflib
 import importlib
 import json
+import math
 import os
 import re
 import sys
@@ -477,8 +478,8 @@ def _inverter(
     from netinv.inversion import InversionWeights, Inverter
 
     scale = normaliser(args.mean, args.std, args.shape[0])
-    weights = InversionWeights(**{name: vars(args)[name] for name in _TERMS if vars(args)[name] is not None})
     try:
+        weights = InversionWeights(**{name: vars(args)[name] for name in _TERMS if vars(args)[name] is not None})
         model = build_model(args.model, args.weights)
         classifier = FrozenClassifier(
             model, shape=args.shape, n_classes=args.classes, preprocess=scale, device=args.device
@@ -497,13 +498,16 @@ def _invert(
 ) -> None:
     "Train, save and tell."
     if args.resume and not args.out: raise UsageError("--resume needs --out, the run folder with the checkpoint")
+    if args.out and not args.resume and Path(args.out, "checkpoint.safetensors").exists():
+        raise UsageError(f"{args.out} holds a run: --resume goes on with it, another --out leaves it alone")
     inverter = _inverter(args)
     folder = run_folder(args.model.partition(":")[2], args.out)
     try:
         inverter.fit(args.steps, until=args.until, checkpoint_dir=folder, resume=args.resume)
         numbers = inverter.save(folder)
-    except (ValueError, OSError, ArithmeticError) as e:
-        raise RunFailed(f"{e}; what there is lies in {_short(folder)}") from e
+    except (ValueError, OSError, ArithmeticError, RuntimeError) as e:  # RuntimeError: a device without memory, for one
+        left = f"; what there is lies in {_short(folder)}" if any(folder.iterdir()) else ""
+        raise RunFailed(f"{' '.join(str(e).split())}{left}") from e
     print_classes(numbers["inversion_accuracy_per_class"], numbers["unreachable"], args.until or 0.95)
     report_folder(folder)
 
@@ -532,6 +536,24 @@ def _numbers(
         return tuple(float(part) for part in text.split(","))
     except ValueError:
         raise argparse.ArgumentTypeError(f"expected numbers such as 0.5 or 0.4,0.5,0.6, got {text}") from None
+
+# %% ../nbs/12_cli.ipynb #862524fe
+def _count(
+    text: str,  # "300"
+) -> int:
+    "A whole number of at least 0."
+    if not text.isdecimal(): raise argparse.ArgumentTypeError(f"expected a whole number such as 300, got {text}")
+    return int(text)
+
+# %% ../nbs/12_cli.ipynb #388b21bd
+def _accuracy(
+    text: str,  # "0.95"
+) -> float:
+    "A number above 0 and up to 1."
+    try: value = float(text)
+    except ValueError: value = math.nan
+    if not 0 < value <= 1: raise argparse.ArgumentTypeError(f"expected an accuracy above 0 and up to 1, such as 0.95, got {text}")
+    return value
 
 # %% ../nbs/12_cli.ipynb #0b821159
 def _shape(
@@ -604,13 +626,13 @@ def _add_invert(
     add("--weights", metavar="FILE", help="its weights: .safetensors, or a state dict saved with torch.save")
     add("--shape", required=True, type=_shape, metavar="C,H,W", help="channels, height and width of its images")
     add("--classes", required=True, type=int, metavar="N", help="the number of its classes")
-    add("--mean", type=_numbers, metavar="M", help="subtracted from an image first; one number, or one a channel")
+    add("--mean", type=_numbers, metavar="M", help="subtracted from an image first; one number, or one a channel; --mean=-1,0,1 if the first is negative")
     add("--std", type=_numbers, metavar="S", help="by which it is then divided")
     add("--conditioning", default="vector-matrix", choices=["label", "vector", "matrix", "vector-matrix"])
     add("--generators", type=int, default=1, metavar="K", help="train K generators at once (1)")
     for name, term in _TERMS.items(): add(f"--{name}", type=float, metavar="X", help=f"weight of the {term}")
-    add("--steps", type=int, default=300, metavar="N", help="at most so many steps (300)")
-    add("--until", type=float, metavar="A", help="stop at this inversion accuracy, such as 0.95")
+    add("--steps", type=_count, default=300, metavar="N", help="at most so many steps (300)")
+    add("--until", type=_accuracy, metavar="A", help="stop at this inversion accuracy, such as 0.95")
     add("--seed", type=int, default=0, help="makes a run repeatable (0)")
     add("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps")
     add("--out", metavar="DIR", help="the run folder (runs/FACTORY-TIMESTAMP)")

@@ -419,11 +419,22 @@ def _download(
 def first_available(
     *names: str,  # sources for `load_data`, the best first
 ) -> str:         # the first that is on this machine, otherwise "digits"
-    "A source that loads without a network; prints a line where it is not the first choice."
+    "A source that loads without a network; prints a line where it is not the first choice; a `FileNotFoundError` for one that does not exist."
+    for name in names: _check_source(name)
     here = (name for name in names if name == "digits" or _is_here(name))
     found = next(here, "digits")
     if names and found != names[0]: print(f"{names[0]} is not on this machine: using {found} instead")
     return found
+
+# %% ../nbs/00_data.ipynb #005c1522
+def _no_source(source: str) -> FileNotFoundError:
+    "The sentence for a name that is none, and for a file that is not there."
+    return FileNotFoundError(f"no data source {source!r}: give digits, {', '.join(NAMED_SETS)}, an .npz file or a folder of images")
+
+# %% ../nbs/00_data.ipynb #3bafecb4
+def _check_source(source: str) -> None:
+    "An error for what is no name of a data set, and no file."
+    if source not in ("digits", *NAMED_SETS) and not Path(source).expanduser().exists(): raise _no_source(source)
 
 # %% ../nbs/00_data.ipynb #8820ae75
 def _is_here(source: str) -> bool:
@@ -585,8 +596,7 @@ def _read(source: str) -> _Parts:
     path = Path(source).expanduser()
     if path.is_dir(): return _read_folder(path)
     if path.suffix == ".npz": return _read_npz(path)
-    names = f"digits, {', '.join(NAMED_SETS)}"
-    raise FileNotFoundError(f"no data source {source!r}: give {names}, an .npz file or a folder of images")
+    raise _no_source(source)
 
 # %% ../nbs/00_data.ipynb #5f728e8d
 def _read_named(

@@ -178,7 +178,7 @@ class Generator(nn.Module):
         stretch: float = 0.0,         # how far pixels reach below 0 before they are cut off there, at least 0
     ):
         super().__init__()
-        _check(shape, dropout, brightness, stretch)
+        _check(shape, latent_dim, smooth, dropout, brightness, stretch)
         self.shape, self.latent_dim, self.conditioning, self.smooth, self.stretch = tuple(shape), latent_dim, conditioning, smooth, stretch
         size, n = conditioning.matrix_size, conditioning.n_classes
         start, stages = math.ceil(size / 2), stage_sizes(*shape[1:], size)
@@ -252,10 +252,11 @@ def use_dropout(self: Generator, on: bool) -> None:
         if isinstance(module, Dropout): module.on = on
 
 # %% ../nbs/03_generator.ipynb #c083d26d
-def _check(shape: tuple[int, int, int], dropout: float, brightness: float, stretch: float) -> None:
+def _check(shape: tuple[int, int, int], latent_dim: int, smooth: int, dropout: float, brightness: float, stretch: float) -> None:
     "A sentence for what a generator cannot be built from."
     if len(shape) != 3 or shape[0] < 1 or min(shape[1:]) < 8:
         raise ValueError(f"shape is {tuple(shape)}: expected (channels, height, width) with sides of at least 8 pixels")
+    if latent_dim < 1 or smooth < 0: raise ValueError(f"latent_dim is {latent_dim} and smooth is {smooth}: expected at least 1, and at least 0")
     if not 0 <= dropout < 1: raise ValueError(f"dropout is {dropout}: expected a share from 0 up to, not including, 1")
     if not 0 < brightness < 1: raise ValueError(f"brightness is {brightness}: expected a mean pixel between 0 and 1")
     if not 0 <= stretch < math.inf: raise ValueError(f"stretch is {stretch}: expected 0, or a number above")

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['FAMILIES', 'RECIPES', 'between', 'bent', 'smooth_fields', 'noise', 'coordinate', 'strokes', 'tiles', 'mixed',
-           'warped', 'garbage_pool', 'with_garbage_class', 'random_kind', 'inverted_garbage', 'epoch_garbage',
-           'train_with_garbage', 'log_probabilities', 'in_distribution', 'ood_score', 'separation', 'threshold_area',
-           'margins', 'behaviour', 'evaluate_ood', 'baseline_scores']
+           'warped', 'garbage_pool', 'output_layer', 'with_garbage_class', 'random_kind', 'inverted_garbage',
+           'epoch_garbage', 'train_with_garbage', 'log_probabilities', 'in_distribution', 'ood_score', 'separation',
+           'threshold_area', 'margins', 'behaviour', 'evaluate_ood', 'baseline_scores']
 
 # %% ../nbs/09_ood.ipynb #40d02b33
 import copy
@@ -21,7 +21,8 @@ from fastcore.basics import patch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from .classifier import (CNN, FrozenClassifier, augmented, borrowed_rng, default_epochs, one_cycle, pick_augment,
+from .classifier import (CNN, FrozenClassifier, are_probabilities, as_logits, augmented, borrowed_rng, default_epochs,
+                               eval_mode, find_features, layer_calls, one_cycle, pick_augment, probe_images, run_classifier,
                                shuffled_batches)
 from .data import ImageData, load_tensors, mend_torchvision, pick_amp, pick_device, save_tensors, to_float
 from .inversion import InversionWeights, Inverter
@@ -157,6 +158,7 @@ def garbage_pool(
 ) -> Tensor:                       # [n, C, H, W] uint8, in random order
     "Garbage of all families in equal parts."
     names = list(FAMILIES) if families is None else families
+    if not names: raise ValueError(f"families is empty: expected some of {', '.join(FAMILIES)}")
     if unknown := [name for name in names if name not in FAMILIES]:
         raise ValueError(f"family {unknown[0]!r} of garbage is unknown: expected some of {', '.join(FAMILIES)}")
     each, step = math.ceil(n / len(names)), max(1, 256 * 28 * 28 // images[0, 0].numel())  # strokes need memory: so many at once
@@ -164,21 +166,40 @@ def garbage_pool(
     pool = torch.cat([(part * 255).round().byte() for part in parts])
     return pool[torch.randperm(len(pool), generator=rng, device=rng.device)[:n]]
 
-# %% ../nbs/09_ood.ipynb #86254dbc
+# %% ../nbs/09_ood.ipynb #2dd2d8f6
+def output_layer(
+    model: nn.Module,
+    shape: tuple[int, int, int],  # C, H, W of its images
+) -> tuple[str, nn.Module | None, Tensor]:  # its name, the layer, and the logits [8, N] for the probe
+    "The `nn.Linear` or `nn.Conv2d` that gives the logits, None where there is none; a `ValueError` for a model that returns no logits."
+    probe = probe_images(shape, next(model.parameters()).device)
+    with eval_mode(model), borrowed_rng(None, probe.device), torch.no_grad():
+        logits = run_classifier(model, probe)
+        call, side = find_features(layer_calls(model, lambda: model(probe)), logits)
+    if are_probabilities(logits): raise ValueError(f"{type(model).__name__} returns probabilities: give a model that returns logits, for instance without its last softmax")
+    return (call.name, call.module, logits) if side == "input" else ("", None, logits)
+
+# %% ../nbs/09_ood.ipynb #50dcd80d
 def with_garbage_class(
-    model: nn.Module,  # its last `nn.Linear` gives the N logits
-) -> nn.Module:        # a copy, with N + 1 logits; garbage comes last, and begins as unlikely as the average class
-    "A classifier with a garbage class, to be trained on."
+    model: nn.Module,             # N logits, from one linear layer or convolution; or N + 1 already
+    shape: tuple[int, int, int],  # C, H, W of its images
+    n_classes: int,               # N
+) -> nn.Module:                   # a copy, with N + 1 logits; garbage comes last, and begins as unlikely as the average class
+    "A classifier with a garbage class, to be trained on; a `ValueError` where none can be added."
+    name, old, before = output_layer(model, shape)
     grown = copy.deepcopy(model)
-    heads = [(name, layer) for name, layer in grown.named_modules() if isinstance(layer, nn.Linear)]
-    if not heads: raise ValueError(f"{type(model).__name__} has no nn.Linear to add a class to: give a model with N + 1 logits instead")
-    name, old = heads[-1]
-    new = nn.Linear(old.in_features, old.out_features + 1, device=old.weight.device, dtype=old.weight.dtype)
-    with torch.no_grad():
-        new.weight.copy_(torch.cat([old.weight, old.weight.mean(0, keepdim=True)]))
-        new.bias.copy_(torch.cat([old.bias, old.bias.mean(0, keepdim=True)]) if old.bias is not None else torch.zeros(old.out_features + 1))
-    parent = grown.get_submodule(name.rpartition(".")[0])
-    setattr(parent, name.rpartition(".")[2], new)
+    if before.shape[1] == n_classes + 1: return grown
+    hint = f"give a model with {n_classes + 1} logits instead"
+    if before.shape[1] != n_classes: raise ValueError(f"{type(model).__name__} returns {before.shape[1]} logits for {n_classes} classes: {hint}")
+    if old is None or "weight" not in old._parameters: raise ValueError(f"{type(model).__name__} has no plain nn.Linear or nn.Conv2d that gives its logits: {hint}")
+    new = grown.get_submodule(name)
+    for part in ("weight", "bias"):
+        if (row := getattr(old, part)) is not None: setattr(new, part, nn.Parameter(torch.cat([row, row.mean(0, keepdim=True)]).detach()))
+    setattr(new, "out_features" if isinstance(new, nn.Linear) else "out_channels", n_classes + 1)
+    try: after = output_layer(grown, shape)[2]
+    except ValueError: after = before
+    if after.shape[1] != n_classes + 1 or not torch.allclose(after[:, :-1].log_softmax(1), before.log_softmax(1), atol=1e-3):
+        raise ValueError(f"{type(model).__name__} answers differently with one output more in its layer {name!r}: {hint}")
     return grown
 
 # %% ../nbs/09_ood.ipynb #ad32b9d9
@@ -234,7 +255,8 @@ class _Trainer:
         self.images, self.labels, self.augment = data.train.images.to(rng.device), data.train.labels.to(rng.device), pick_augment("auto", data.name)
         self.found, self.history, self.garbage = self.images[:0], [], None
         steps = run["epochs"] * max(len(self.images) // run["batch_size"], 1)
-        self.optimizer, self.schedule = one_cycle(self.network.train(), run["lr"], 0.05, steps)
+        self.network.train()
+        self.optimizer, self.schedule = one_cycle(self.network, run["lr"], 0.05, steps)
         decay = max(0.0, min(0.99, 1 - 10 / steps))  # a mean over a tenth of a short run, and over 100 steps of a long one
         self.averaged = AveragedModel(self.network, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True).eval()
 
@@ -252,7 +274,7 @@ class _Trainer:
         device = self.rng.device
         real = augmented(self.images, rows, self.augment, self.rng)
         fake = to_float(self.garbage[torch.randint(len(self.garbage), (len(rows),), generator=self.rng, device=device)])
-        with torch.autocast(device.type, self.dtype, enabled=self.dtype is not None): logits = self.network(torch.cat([real, fake])).float()
+        with torch.autocast(device.type, self.dtype, enabled=self.dtype is not None): logits = run_classifier(self.network, torch.cat([real, fake]))
         garbage_class = torch.full((len(fake),), logits.shape[1] - 1, device=device)
         loss = F.cross_entropy(logits[: len(real)], self.labels[rows]) + self.run["weight"] * F.cross_entropy(logits[len(real):], garbage_class)
         self.optimizer.zero_grad()
@@ -337,29 +359,38 @@ def train_with_garbage(
     n, n_classes = len(data.train), len(data.classes)
     size, weight = (n // n_classes, 1 / n_classes) if recipe == "paper" else (n, garbage_weight)
     epochs = math.ceil(1.5 * default_epochs(n)) if epochs is None else epochs
+    if min(epochs, batch_size) < 1: raise ValueError(f"epochs={epochs} and batch_size={batch_size} must be at least 1")
+    if inverted < 0: raise ValueError(f"inverted is {inverted}: expected 0 images or more")
+    if isinstance(model, FrozenClassifier): raise ValueError("model is a FrozenClassifier, which learns nothing more: give the nn.Module it was made of")
     run = {"data": data.name, "recipe": recipe, "epochs": epochs, "seed": seed, "batch_size": batch_size, "lr": lr,
            "size": size, "weight": weight, "families": families, "inverted": inverted}
     path, rng = checkpoint_dir and Path(checkpoint_dir, "garbage.safetensors"), torch.Generator(pick_device(device)).manual_seed(seed)
     with borrowed_rng(seed, rng.device):
-        trainer = _Trainer(data, CNN(data.shape, n_classes + 1) if model is None else with_garbage_class(model), rng, run, amp)
+        trainer = _Trainer(data, CNN(data.shape, n_classes + 1) if model is None else with_garbage_class(model, data.shape, n_classes), rng, run, amp)
         if resume and path.exists(): trainer.load(path)
         trainer.fit(path, progress)
         if trainer.garbage is None: trainer.draw_garbage()  # the checkpoint was that of a finished run
-    hardened = trainer.averaged.module.eval()
+    hardened = trainer.averaged.module
+    hardened.eval()
     hardened.history, hardened.garbage = pd.DataFrame(trainer.history), trainer.garbage
     return hardened
 
-# %% ../nbs/09_ood.ipynb #7b43deea
+# %% ../nbs/09_ood.ipynb #93997183
 @torch.no_grad()
 def log_probabilities(
-    model: nn.Module,
+    model: nn.Module | FrozenClassifier,
     images: Tensor,           # [n, C, H, W] uint8, or float in [0, 1]
     batch_size: int = 1_000,
 ) -> Tensor:                  # [n, M] float64 on the CPU
-    "Logarithms of the softmax of all M logits."
-    device = next(model.parameters()).device
-    batches = (to_float(part.to(device)) if part.dtype == torch.uint8 else part.to(device) for part in images.split(batch_size))
-    return torch.cat([model(batch).double().log_softmax(1).cpu() for batch in batches])
+    "Logarithms of the softmax of all M logits; of the outputs themselves where these are probabilities."
+    frozen, as_bytes = isinstance(model, FrozenClassifier), images.dtype == torch.uint8
+    if not as_bytes and not (0 <= images.amin() and images.amax() <= 1): raise ValueError(f"images are from {images.amin():.3g} to {images.amax():.3g}: expected uint8, or float in [0, 1]")
+    module, view = (model.model, lambda x: model(x).logits) if frozen else (model, model)
+    like = next(module.parameters(), torch.zeros((), device=images.device))
+    dtype = like.dtype if not frozen and like.dtype in (torch.float64, torch.float16, torch.bfloat16) else torch.float32
+    with eval_mode(module):
+        outputs = [run_classifier(view, (to_float(part) if as_bytes else part).to(like.device, dtype)).cpu() for part in images.split(batch_size)]
+    return torch.cat([as_logits(part) if are_probabilities(part) else part for part in outputs]).double().log_softmax(1)
 
 # %% ../nbs/09_ood.ipynb #e51f0cc3
 def in_distribution(
@@ -476,11 +507,13 @@ def baseline_scores(
     frozen = FrozenClassifier(model, shape=data.shape, device=data.train.images.device)
     view = lambda images: [torch.cat(parts) for parts in zip(*(frozen(to_float(part)) for part in images.to(frozen.device).split(1_000)))]
     with torch.no_grad(): known, seen = view(data.train.images)[1], {name: view(images) for name, images in sets.items()}
-    head = [layer for layer in model.modules() if isinstance(layer, nn.Linear)][-1]
+    _, head, logits = output_layer(model, data.shape)
+    if not isinstance(head, nn.Linear): raise ValueError(f"{type(model).__name__} has no nn.Linear that gives its logits, which ViM reads: give a model that has")
+    bias = head.bias.detach() if head.bias is not None else logits.new_zeros(logits.shape[1])
     labels = data.train.labels.to(known.device)
-    fitted = {"Mahalanobis": Mahalanobis(None), "KNN": KNN(None), "ViM": ViM(None, known.shape[1] // 2, head.weight.detach(), head.bias.detach())}
+    fitted = {"Mahalanobis": Mahalanobis(None), "KNN": KNN(None), "ViM": ViM(None, known.shape[1] // 2, head.weight.detach(), bias)}
     for detector in fitted.values(): detector.fit_features(known, labels)
-    odin = ODIN(model)
+    odin = ODIN(frozen.model)
     scores = {"max softmax": {name: MaxSoftmax(nn.Identity()).predict(logits) for name, (logits, _) in seen.items()},
               "energy": {name: EnergyBased(nn.Identity()).predict(logits) for name, (logits, _) in seen.items()},
               "ODIN": {name: torch.cat([odin.predict(to_float(part.to(frozen.device))) for part in images.split(1_000)]) for name, images in sets.items()},

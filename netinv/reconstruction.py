@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['RECIPES', 'split_off', 'Perturbation', 'ChannelMoments', 'bn_loss', 'leading_directions', 'span_share', 'InputTap',
            'remembering_layers', 'n_clean', 'ChannelDrop', 'ReconstructionWeights', 'class_cosine_loss',
-           'ReconstructionObjective', 'recipe_settings', 'reconstruction_inverter', 'robustness', 'best_of',
-           'reconstruct', 'centred_rows', 'nearest', 'frechet_distance', 'leak_test', 'class_spread',
-           'reconstruction_report', 'triplets']
+           'ReconstructionObjective', 'check_second_derivative', 'recipe_settings', 'reconstruction_inverter',
+           'robustness', 'best_of', 'reconstruct', 'centred_rows', 'nearest', 'frechet_distance', 'leak_test',
+           'class_spread', 'reconstruction_report', 'triplets']
 
 # %% ../nbs/10_reconstruction.ipynb #b16a260f
 import math
@@ -24,10 +24,10 @@ from fastcore.basics import patch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from .classifier import ClassifierOutput, FrozenClassifier, folded_weights, layer_calls, probe_images, sorted_weight
+from .classifier import ClassifierOutput, FrozenClassifier, first_line, folded_weights, layer_calls, probe_images, sorted_weight
 from .conditioning import Condition
 from .data import Split, image_grid, pick_amp, to_float
-from .inversion import Inverter, Samples, as_frozen
+from .inversion import Inverter, Samples, as_frozen, check_weights
 from .losses import ce_loss, cosine_loss, full_precision, gradient_norm_loss, kl_loss, ortho_loss, pixel_loss, unit_rows, variation_loss
 from .metrics import manifold_scores
 
@@ -224,6 +224,8 @@ class ReconstructionWeights:
     eta_span: float = 40.0    # span of the updates; not in the paper
     gamma_class: float = 24.0 # cosine similarity of images of one class; not in the paper
 
+    def __post_init__(self): check_weights(self)
+
     @classmethod
     def paper(cls) -> "ReconstructionWeights":
         "The nine terms of the paper, which gives no weights: all equal, but for the gradient's, whose square is large."
@@ -381,6 +383,17 @@ def gradient_norm(
         losses = [ce_loss(quick.with_weights(given, x).logits, y) for x, y in zip(images, labels)]
         return torch.stack([gradient_norm_loss(loss, weights.values()) for loss in losses]).mean()
 
+# %% ../nbs/10_reconstruction.ipynb #e762fdc7
+def check_second_derivative(
+    objective: ReconstructionObjective,
+) -> None:
+    "A `ValueError` where a layer of the classifier has none, as L_Grad needs it."
+    images = probe_images(objective.classifier.shape, objective.classifier.device)[None, :2].requires_grad_()
+    try: torch.autograd.grad(objective.gradient_norm(images, torch.zeros_like(images[:, :, 0, 0, 0], dtype=torch.int64)), images)
+    except RuntimeError as e:
+        raise ValueError(f"the gradient term needs second derivatives, which a layer of the classifier has not ({first_line(e)}): set eta_grad=0") from e
+    finally: objective.norms.take(), objective.linear.take()
+
 # %% ../nbs/10_reconstruction.ipynb #6cd2b972
 RECIPES = ("prior", "paper")
 
@@ -413,7 +426,9 @@ def reconstruction_inverter(
     weights, perturb = weights or usual_weights, perturb or usual_moves
     objective = ReconstructionObjective(frozen, weights, amp, perturb)
     usual = {"temperature": 0.05} if recipe == "paper" else objective.usual
-    try: return Inverter(frozen, weights=weights, objective=objective, perturb=objective.disturbed, amp=amp, **usual | settings)
+    try:
+        if weights.eta_grad: check_second_derivative(objective)
+        return Inverter(frozen, weights=weights, objective=objective, perturb=objective.disturbed, amp=amp, **usual | settings)
     except BaseException:
         objective.close()
         raise

@@ -342,12 +342,16 @@ class Uncopyable(nn.Module):
         (dict(shape=(3, 8, 8)), "cannot run on images [8, 3, 8, 8] (RuntimeError"),
         (dict(shape=(8, 8)), "shape must be (channels, height, width), got (8, 8)"),
         (dict(shape=(1, 0, 8)), "shape must be"),
+        (dict(shape=8), "shape must be (channels, height, width), got 8"),
+        (dict(n_classes="10"), "a whole number of at least 2, got '10'"),
+        (dict(features=5), "features is 5: expected the name of a layer"),
         (dict(n_classes=1), "at least 2"),
         (dict(features="hiden.2"), "has no layer 'hiden.2'"),
         (dict(features="hiden.2"), "hidden.2"),
         (dict(features="unused"), "takes no part"),
         (dict(model=Uncopyable()), "Uncopyable cannot be copied (TypeError: holds an open socket)"),
         (dict(model=nn.Sequential(nn.Flatten(), nn.LazyLinear(3))), "layers without weights yet"),
+        (dict(model=nn.Sequential(nn.LazyBatchNorm2d(), nn.Flatten(), nn.LazyLinear(3))), "layers without weights yet"),
         (dict(model=len), "must be an nn.Module, got a builtin_function_or_method"),
         (dict(device="nowhere"), "device 'nowhere' cannot be used"),
     ],
@@ -358,6 +362,111 @@ def test_wrong_arguments_get_a_sentence(arguments, sentence):
     with pytest.raises(ValueError) as error:
         FrozenClassifier(arguments.pop("model", model), **{"shape": (1, 8, 8), "device": "cpu", **arguments})
     assert sentence in str(error.value) and "\n" not in str(error.value)
+
+
+class Casting(nn.Module):
+    "A network that computes in its own precision."
+    def __init__(self, dtype):
+        super().__init__()
+        self.dtype = dtype
+        self.inner = nn.Sequential(nn.Flatten(), nn.Linear(64, 5)).to(dtype)
+
+    def forward(self, x): return self.inner(x.to(self.dtype))
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_network_that_casts_its_images_keeps_its_precision(dtype):
+    model = Casting(dtype)
+    images = torch.rand(4, 1, 8, 8)
+    found = FrozenClassifier(model, shape=(1, 8, 8), device="cpu")(images).logits
+    assert found.dtype == torch.float32 and torch.allclose(found, model(images).float(), atol=1e-2)
+
+
+IN_PLACE = {
+    "a layer": dict(model=nn.Sequential(nn.ReLU(inplace=True), nn.Flatten(), nn.Linear(64, 5))),
+    "preprocess": dict(model=nn.Sequential(nn.Flatten(), nn.Linear(64, 5)), preprocess=lambda x: x.sub_(0.5).div_(0.5)),
+}
+
+
+@pytest.mark.parametrize("case", IN_PLACE)
+def test_classifier_that_writes_into_its_images(case):
+    classifier = FrozenClassifier(**IN_PLACE[case], shape=(1, 8, 8), device="cpu")
+    leaf = torch.rand(4, 1, 8, 8, requires_grad=True)
+    images = leaf.sigmoid()  # whose gradient needs its own output
+    kept = images.detach().clone()
+    classifier(images).logits.square().sum().backward()
+    assert torch.equal(images, kept) and leaf.grad.abs().sum() > 0
+    assert not FrozenClassifier(nn.Sequential(nn.Flatten(), nn.Linear(64, 5)), shape=(1, 8, 8), device="cpu").in_place
+
+
+class Stubborn(nn.Sequential):
+    "Its `train` keeps batch norm at rest, and returns nothing."
+    def train(self, mode=True):
+        for layer in self: layer.training = mode and not isinstance(layer, nn.BatchNorm1d)
+
+
+def test_a_train_that_returns_nothing():
+    model = Stubborn(nn.Flatten(), nn.BatchNorm1d(64), nn.Linear(64, 3))
+    assert FrozenClassifier(model, shape=(1, 8, 8), device="cpu").n_classes == 3
+    data = tiny_set()
+    assert train_classifier(data, model=model, epochs=1, device="cpu", progress=False) is model
+
+
+def tiny_set():
+    split = Split(torch.randint(0, 256, (30, 1, 8, 8), dtype=torch.uint8), torch.arange(30) % 3)
+    return ImageData(split, split, ["a", "b", "c"], (1, 8, 8), "tiny")
+
+
+class Auxiliary(nn.Sequential):
+    "In training it returns two outputs, as GoogLeNet does."
+    def forward(self, x): return (super().forward(x), None) if self.training else super().forward(x)
+
+
+def test_training_of_a_model_that_returns_a_tuple_then():
+    with pytest.raises(ValueError, match="returned a tuple, expected one tensor of logits"):
+        train_classifier(tiny_set(), model=Auxiliary(nn.Flatten(), nn.Linear(64, 3)), epochs=1, device="cpu", progress=False)
+
+
+def test_batches_of_one_size_only():
+    class Fixed(nn.Module):
+        def forward(self, x): return x.view(-1, 8, 64)[:, :, :5].flatten(0, 1)
+    with pytest.raises(ValueError, match="takes 8 images at once but not 3 .*make it take any number"):
+        FrozenClassifier(Fixed(), shape=(1, 8, 8), device="cpu")
+
+
+def test_sigmoids_are_told_from_logits():
+    with pytest.warns(UserWarning, match="all lie between 0 and 1"):
+        FrozenClassifier(nn.Sequential(nn.Flatten(), nn.Linear(64, 5), nn.Sigmoid()), shape=(1, 8, 8), device="cpu")
+
+
+@pytest.mark.parametrize("kind", ["logit", "probability"])
+def test_the_advice_for_one_output_keeps_the_answers(kind):
+    one = nn.Sequential(nn.Flatten(), nn.Linear(64, 1), *[nn.Sigmoid()] * (kind == "probability"))
+    with pytest.raises(ValueError, match="for a logit, .* for a probability"): FrozenClassifier(one, shape=(1, 8, 8), device="cpu")
+    two = Wrapped(lambda x, one: torch.cat([0 * one(x).view(-1, 1) if kind == "logit" else 1 - one(x).view(-1, 1), one(x).view(-1, 1)], 1), one)
+    images = torch.rand(20, 1, 8, 8)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        found = FrozenClassifier(two, shape=(1, 8, 8), device="cpu")(images).logits.softmax(1)[:, 1]
+    assert torch.allclose(found, one(images)[:, 0].sigmoid() if kind == "logit" else one(images)[:, 0], atol=1e-5)
+
+
+class Remembering(nn.Sequential):
+    "A module with a state that is no tensor."
+    def get_extra_state(self): return {"version": 2}
+    def set_extra_state(self, state): pass
+
+
+def test_a_state_that_is_no_tensor(tmp_path):
+    with pytest.raises(ValueError, match="has a state that is no tensor"): save_weights(Remembering(nn.Linear(2, 2)), tmp_path / "w.safetensors")
+    assert not list(tmp_path.iterdir())
+
+
+def test_state_dicts_of_other_names(tmp_path):
+    model = nn.Linear(2, 2)
+    for name in ("w.bin", "w.ckpt"):
+        torch.save({"state_dict": model.state_dict()}, tmp_path / name)
+        assert torch.equal(load_weights(nn.Linear(2, 2), tmp_path / name).weight, model.weight)
 
 
 def test_named_layer_that_gives_no_tensor():

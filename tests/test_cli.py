@@ -150,6 +150,9 @@ def test_interrupted(clone: Path) -> None:
     ("invert --model m:f --shape 1,8,8 --classes 3 --mean 0.1,x", "expected numbers such as 0.5"),
     ("invert --model torch.nn:Identity --shape 1,8,8 --classes 3 --resume", "--resume needs --out"),
     ("invert --model torch.nn:Identity --shape 1,8,8 --classes 3 --std 0", "--std must be above zero"),
+    ("invert --model torch.nn:Identity --shape 1,8,8 --classes 3 --until 95", "expected an accuracy above 0 and up to 1, such as 0.95, got 95"),
+    ("invert --model torch.nn:Identity --shape 1,8,8 --classes 3 --steps -5", "expected a whole number such as 300, got -5"),
+    ("invert --model torch.nn:Flatten --shape 1,8,8 --classes 64 --alpha nan", "alpha is nan: expected a number of at least 0"),
     ("invert --model torch.nn:Flatten --shape 1,8,8 --classes 3", "64] but n_classes=3"),
     ("invert --model torch.nn:Flatten --shape 1,8,8 --classes 64 --weights no.pt", "no.pt"),
     ("invert --model torch.nn:Flatten --shape 1,8,8 --classes 64 --device abacus", "device 'abacus' cannot be used here"),
@@ -279,6 +282,14 @@ def test_invert_resumes(classifiers: Path) -> None:
     assert main([*INVERT, "--model", "usersown:small"]) == 0
     assert main([*INVERT, "--model", "usersown:small", "--steps", "6", "--resume"]) == 0
     assert len(Path("out/history.csv").read_text().splitlines()) == 1 + 6
+
+
+def test_invert_leaves_a_run_alone_that_it_is_not_told_to_go_on_with(classifiers: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*INVERT, "--model", "usersown:small"]) == 0
+    before = Path("out/checkpoint.safetensors").read_bytes()
+    capsys.readouterr()
+    assert "out holds a run: --resume goes on with it" in sentence(capsys, *INVERT, "--model", "usersown:small")
+    assert Path("out/checkpoint.safetensors").read_bytes() == before
 
 
 def test_invert_with_a_factory_that_fails(classifiers: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -439,6 +439,12 @@ def test_first_available_says_what_it_took(tmp_path, monkeypatch, capsys):
     assert nd.first_available("mnist") == "digits"
 
 
+@pytest.mark.parametrize("name", ["fashionmnist", "my.npz", "/no/such/folder"])
+def test_first_available_takes_nothing_for_a_misspelt_name(name):
+    with pytest.raises(FileNotFoundError) as info: nd.first_available(name, "digits")
+    one_sentence(info.value, name, "fashion_mnist")
+
+
 def test_compressed_idx_is_enough(tiny_mnist, monkeypatch, no_network):
     from torchvision.datasets import MNIST
 

@@ -367,6 +367,62 @@ def test_a_run_saved_before_its_width_was_written_down_has_that_of_then(tmp_path
     assert Inverter.load(tmp_path, classifier, amp="off").config["width"] == 64
 
 
+def test_a_saved_run_is_loaded_with_the_preprocess_it_was_trained_with(tmp_path: Path) -> None:
+    model = small_model()
+    Inverter(FrozenClassifier(model, shape=(1, 12, 12), preprocess=lambda x: (x - 0.1) / 0.3), **SMALL).save(tmp_path)
+    Inverter.load(tmp_path, FrozenClassifier(model, shape=(1, 12, 12), preprocess=lambda x: (x - 0.1) / 0.3))
+    with pytest.raises(ValueError, match="answers differently: use the preprocess it was trained with"): Inverter.load(tmp_path, model)
+
+
+def test_an_answer_of_nan_is_no_hit(tmp_path: Path) -> None:
+    probs = torch.tensor([[torch.nan, torch.nan], [0.9, 0.1]])
+    samples = Samples(torch.zeros(2, 1, 8, 8), torch.tensor([0, 0]), probs, torch.zeros(2, 1), torch.zeros(2))
+    assert samples.hits.tolist() == [False, True]
+    numbers = summary(small_inverter(), samples)
+    assert numbers["confidence"] is None and numbers["worst_class_accuracy"] is None and numbers["inversion_accuracy"] == 0.5
+
+
+@pytest.mark.parametrize("settings, says", [
+    (dict(classes=3), "classes is 3: expected a list of whole numbers"), (dict(classes=[0.5]), "classes is [0.5]"), (dict(seed=None), "seed is None"), (dict(lr=0.0), "lr is 0.0"),
+    (dict(averaging=1.0), "averaging is 1.0"), (dict(latent_dim=0), "latent_dim is 0"), (dict(smooth=-1), "smooth is -1"), (dict(weights={"alpha": 1}), "give InversionWeights(**weights)")])
+def test_settings_that_cannot_be(settings: dict, says: str) -> None:
+    with pytest.raises(ValueError) as error: small_inverter(**settings)
+    assert says in str(error.value)
+
+
+@pytest.mark.parametrize("value", [-1.0, float("nan"), float("inf"), "much"])
+def test_weights_are_numbers_of_at_least_zero(value: object) -> None:
+    with pytest.raises(ValueError, match="beta is .*expected a number of at least 0"): InversionWeights(beta=value)
+
+
+@pytest.mark.parametrize("settings, says", [(dict(steps=-5), "steps is -5"), (dict(steps=5, until=95), "until is 95"), (dict(steps=5, until=0), "until is 0")])
+def test_a_fit_that_cannot_be(settings: dict, says: str) -> None:
+    with pytest.raises(ValueError, match=says): small_inverter().fit(**settings, **QUIET)
+
+
+def test_classes_and_seeds_of_numpy_and_torch() -> None:
+    import numpy as np
+
+    ours = small_inverter(classes=[1, 2], seed=3).sample(8, seed=0)
+    for classes in (np.array([1, 2]), torch.tensor([1, 2]), (1, 2)):
+        assert torch.equal(small_inverter(classes=classes, seed=np.int64(3)).sample(8, seed=0).images, ours.images)
+    with pytest.raises(ValueError, match="labels are torch.float32"): small_inverter().sample(4, labels=3.7)
+
+
+def test_a_run_that_goes_on_with_other_weights_says_so(tmp_path: Path) -> None:
+    small_inverter().fit(10, checkpoint_dir=tmp_path, **QUIET)
+    with pytest.warns(UserWarning, match="was trained with .*'alpha': 1.0.*from here on with .*'alpha': 3.0"):
+        small_inverter(weights=InversionWeights(alpha=3.0)).fit(20, checkpoint_dir=tmp_path, resume=True, **QUIET)
+
+
+def test_a_classifier_with_a_state_that_is_no_tensor(tmp_path: Path) -> None:
+    class Remembering(nn.Sequential):
+        def get_extra_state(self): return {"version": 2}
+        def set_extra_state(self, state): pass
+    Inverter(Remembering(*small_model()), shape=(1, 12, 12), **SMALL).fit(10, checkpoint_dir=tmp_path, **QUIET)
+    assert (tmp_path / "checkpoint.safetensors").exists()
+
+
 def test_the_log_is_read_in_order() -> None:
     log = Log(["a"], torch.device("cpu"))
     for i in range(10): log.write(torch.tensor([float(i)]), i)

@@ -1,13 +1,16 @@
 "The garbage class: what is drawn, what is learnt, and how it is measured."
+import copy
+
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.metrics import roc_curve
 from torch import nn
 
-from netinv.classifier import CNN, accuracy, train_classifier
+from netinv.classifier import CNN, FrozenClassifier, accuracy, train_classifier
 from netinv.data import load_data
 from netinv.ood import (FAMILIES, baseline_scores, epoch_garbage, evaluate_ood, garbage_pool, in_distribution, log_probabilities, margins,
                         ood_score, separation, threshold_area, train_with_garbage, with_garbage_class)
@@ -58,10 +61,60 @@ def test_recipes_fill_an_epoch_as_they_say(digits) -> None:
 
 def test_a_garbage_class_leaves_the_other_logits_alone() -> None:
     model, images = CNN((1, 28, 28), 10).eval(), torch.rand(4, 1, 28, 28)
-    grown = with_garbage_class(model)
+    grown = with_garbage_class(model, (1, 28, 28), 10)
     with torch.no_grad(): torch.testing.assert_close(grown(images)[:, :10], model(images))
     assert grown(images).shape == (4, 11) and model(images).shape == (4, 10)
-    with pytest.raises(ValueError, match="no nn.Linear"): with_garbage_class(nn.Flatten())
+    assert with_garbage_class(grown, (1, 28, 28), 10)(images).shape == (4, 11)
+
+
+class Heads(nn.Module):
+    "The one that answers is registered first, and the last is never used."
+    def __init__(self, kind: str):
+        super().__init__()
+        self.head = nn.Linear(20, 10)
+        self.body = nn.Sequential(nn.Flatten(), nn.Linear(64, 20), nn.ReLU())
+        self.conv, self.aux, self.kind = nn.Conv2d(1, 10, 8), nn.Linear(20, 4), kind
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if self.kind == "convolution": return self.conv(x).flatten(1)
+        if self.kind == "cosine": return F.linear(self.body(x), F.normalize(self.head.weight))
+        out = self.head(self.body(x))
+        return out + self.conv(x).flatten(1) if self.kind == "two" else out.softmax(1) if self.kind == "softmax" else out
+
+
+@pytest.mark.parametrize("kind, says", [("plain", None), ("convolution", None), ("cosine", "no plain nn.Linear"), ("two", "answers differently with one output more"),
+                                        ("softmax", "returns probabilities")])
+def test_the_garbage_class_goes_where_the_logits_come_from(kind: str, says: str | None) -> None:
+    model, images = Heads(kind), torch.rand(5, 1, 8, 8)
+    if says is None:
+        grown = with_garbage_class(model, (1, 8, 8), 10)
+        assert grown(images).shape == (5, 11) and torch.allclose(grown(images)[:, :10], model(images), atol=1e-5)
+        assert grown.aux.out_features == 4
+    else:
+        with pytest.raises(ValueError, match=says): with_garbage_class(model, (1, 8, 8), 10)
+
+
+def test_scores_are_those_of_eval_mode_and_leave_the_model_alone() -> None:
+    model = nn.Sequential(nn.Flatten(), nn.BatchNorm1d(64), nn.Dropout(0.5), nn.Linear(64, 3))
+    images = torch.rand(50, 1, 8, 8)
+    before = {name: t.clone() for name, t in model.state_dict().items()}
+    scores = ood_score(model.train(), images)
+    assert torch.equal(scores, ood_score(model, images)) and torch.allclose(scores[:9], ood_score(model, images[:9]), atol=1e-6)
+    assert model.training and all(torch.equal(t, before[name]) for name, t in model.state_dict().items())
+
+
+def test_log_probabilities_of_many_kinds_of_models() -> None:
+    logits, images = nn.Sequential(nn.Flatten(), nn.Linear(64, 3)), torch.rand(9, 1, 8, 8)
+    expected = log_probabilities(logits, images)
+    kinds = [nn.Sequential(logits, nn.Softmax(1)), nn.Sequential(logits, nn.LogSoftmax(1)), FrozenClassifier(logits, shape=(1, 8, 8), device="cpu"), copy.deepcopy(logits).double()]
+    for model in kinds: torch.testing.assert_close(log_probabilities(model, images), expected, atol=1e-4, rtol=1e-4)
+    with pytest.raises(ValueError, match=r"images are from .* expected uint8, or float in \[0, 1\]"): log_probabilities(logits, 255 * images)
+
+
+@pytest.mark.parametrize("settings, says", [(dict(epochs=0), "must be at least 1"), (dict(batch_size=0), "must be at least 1"), (dict(inverted=-1), "inverted is -1"),
+                                            (dict(families=[]), "families is empty")])
+def test_settings_of_garbage_that_cannot_be(digits, settings: dict, says: str) -> None:
+    with pytest.raises(ValueError, match=says): train_with_garbage(digits, **dict(epochs=1, progress=False) | settings)
 
 
 def test_training_finds_garbage_and_keeps_the_classes(digits, hardened) -> None:

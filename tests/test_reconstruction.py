@@ -558,3 +558,8 @@ def test_a_saved_reconstruction_says_that_it_cannot_be_loaded(frozen: FrozenClas
 def test_too_few_features_get_a_sentence() -> None:
     for wrong in (torch.rand(1, 3), torch.full((4, 3), math.nan)):
         with pytest.raises(ValueError, match="two or more"): frechet_distance(wrong, torch.rand(5, 3))
+
+
+def test_a_layer_without_a_second_derivative_is_named() -> None:
+    model = nn.Sequential(nn.Conv2d(1, 4, 3, 2), nn.Hardsigmoid(), nn.Flatten(), nn.Linear(4 * 169, 3))
+    with pytest.raises(ValueError, match="needs second derivatives.*set eta_grad=0"): reconstruction_inverter(model, shape=(1, 28, 28), recipe="paper", device="cpu")
