@@ -406,7 +406,7 @@ def probe_images(
 def check_gradient(
     classifier: Callable[[Tensor], Tensor],
     images: Tensor,  # [B, C, H, W]
-) -> None:
+) -> bool:          # whether a sigmoid makes the logits
     "A `ValueError` if no gradient gets from the logits to the images."
     with torch.enable_grad():
         images = images.clone().requires_grad_()
@@ -418,6 +418,7 @@ def check_gradient(
     if not gradient.any():
         advice = "look for no_grad, detach, rounding, NumPy or weights of zero in the classifier and in preprocess"
         raise ValueError(f"no gradient gets from the classifier's logits to the images: {advice}")
+    return type(logits.grad_fn).__name__ == "SigmoidBackward0"
 
 # %% ../nbs/01_classifier.ipynb #08283c2d
 def writes_into(
@@ -656,15 +657,14 @@ def examine_classifier(
     "Errors and warnings for what would spoil an inversion; the copy sheds needless hooks and is laid out for speed."
     outputs = run_classifier(forward, probe)
     check_logits(outputs, n_classes)
-    check_gradient(forward, probe)
+    sigmoids = check_gradient(forward, probe)
     layout = torch.contiguous_format
     if warn_if_fickle(forward, probe, outputs):
         drop_watching_hooks(model, lambda: run_classifier(forward, probe), outputs)
         layout = lay_channels_last(model, lambda layout: run_classifier(forward, probe.contiguous(memory_format=layout)), outputs)
     if are_probabilities(outputs):
         warnings.warn("the classifier returns probabilities: their logarithms serve as logits", stacklevel=3)
-    elif ((outputs >= 0) & (outputs <= 1)).all():
-        warnings.warn("the classifier's outputs all lie between 0 and 1 and are taken for logits: if they are sigmoids, return what these are given", stacklevel=3)
+    elif sigmoids: warnings.warn("the classifier returns sigmoids, which are taken for logits: let it return what these are given", stacklevel=3)
     return outputs, layout
 
 # %% ../nbs/01_classifier.ipynb #ce4cd60b

@@ -435,8 +435,11 @@ def test_batches_of_one_size_only():
 
 
 def test_sigmoids_are_told_from_logits():
-    with pytest.warns(UserWarning, match="all lie between 0 and 1"):
-        FrozenClassifier(nn.Sequential(nn.Flatten(), nn.Linear(64, 5), nn.Sigmoid()), shape=(1, 8, 8), device="cpu")
+    for model in (nn.Sequential(nn.Flatten(), nn.Linear(64, 5), nn.Sigmoid()), Wrapped(lambda x, head: head(x.flatten(1)).sigmoid(), nn.Linear(64, 5))):
+        with pytest.warns(UserWarning, match="returns sigmoids"): FrozenClassifier(model, shape=(1, 8, 8), device="cpu")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        FrozenClassifier(nn.Sequential(nn.Flatten(), nn.Linear(64, 5), nn.ReLU()), shape=(1, 8, 8), device="cpu")
 
 
 @pytest.mark.parametrize("kind", ["logit", "probability"])
