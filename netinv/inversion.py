@@ -26,7 +26,7 @@ from fastcore.meta import delegates
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from .classifier import ClassifierOutput, FrozenClassifier, probe_images
+from .classifier import ClassifierOutput, FrozenClassifier, borrowed_rng, probe_images
 from .conditioning import Condition, Conditioning, make_conditioning
 from .data import image_grid, load_tensors, pick_amp, save_tensors, write_atomic
 from .generator import Dropout, Generator, together
@@ -219,7 +219,7 @@ def whole_numbers(
     values = values.tolist() if hasattr(values, "tolist") else list(values) if isinstance(values, Iterable) else values
     if not isinstance(values, list) or not all(isinstance(k, Integral) for k in values):
         raise ValueError(f"{name} is {values!r}: expected a list of whole numbers such as [0, 1]")
-    return values
+    return [int(k) for k in values]
 
 # %% ../nbs/05_inversion.ipynb #e2ed786e
 def as_frozen(
@@ -483,7 +483,8 @@ def answers(
     classifier: FrozenClassifier,
 ) -> Tensor:  # [8, N]
     "Log-probabilities for the probe, which tell preprocessing apart that weights do not know of."
-    return classifier(probe_images(classifier.shape, classifier.device)).logits.log_softmax(1).clamp(min=-20)
+    with borrowed_rng(0, classifier.device):  # for a classifier that answers at random
+        return classifier(probe_images(classifier.shape, classifier.device)).logits.log_softmax(1).clamp(min=-20)
 
 # %% ../nbs/05_inversion.ipynb #1aebccb6
 def check_answers(

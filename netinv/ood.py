@@ -172,7 +172,7 @@ def output_layer(
     shape: tuple[int, int, int],  # C, H, W of its images
 ) -> tuple[str, nn.Module | None, Tensor]:  # its name, the layer, and the logits [8, N] for the probe
     "The `nn.Linear` or `nn.Conv2d` that gives the logits, None where there is none; a `ValueError` for a model that returns no logits."
-    probe = probe_images(shape, next(model.parameters()).device)
+    probe = probe_images(shape, next(model.parameters(), torch.zeros(())).device)
     with eval_mode(model), borrowed_rng(None, probe.device), torch.no_grad():
         logits = run_classifier(model, probe)
         call, side = find_features(layer_calls(model, lambda: model(probe)), logits)

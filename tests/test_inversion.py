@@ -374,6 +374,18 @@ def test_a_saved_run_is_loaded_with_the_preprocess_it_was_trained_with(tmp_path:
     with pytest.raises(ValueError, match="answers differently: use the preprocess it was trained with"): Inverter.load(tmp_path, model)
 
 
+def test_a_run_against_a_classifier_that_answers_at_random_is_loaded(tmp_path: Path) -> None:
+    class Random(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.model = small_model()
+
+        def forward(self, x): return self.model(nn.functional.dropout(x, 0.5, training=True))
+    model = Random()
+    with pytest.warns(UserWarning, match="is random"): Inverter(model, shape=(1, 12, 12), **SMALL).save(tmp_path)
+    with pytest.warns(UserWarning, match="is random"): assert len(Inverter.load(tmp_path, model).sample(4)) == 4
+
+
 def test_an_answer_of_nan_is_no_hit(tmp_path: Path) -> None:
     probs = torch.tensor([[torch.nan, torch.nan], [0.9, 0.1]])
     samples = Samples(torch.zeros(2, 1, 8, 8), torch.tensor([0, 0]), probs, torch.zeros(2, 1), torch.zeros(2))
