@@ -751,8 +751,6 @@ def _adopt(
             return
         except ValueError: pass
 
-
-
 # %% ../nbs/01_classifier.ipynb #47441e33
 def _describe(
     classifier: FrozenClassifier,
