@@ -115,6 +115,7 @@ def run_classifier(
     "The output of a classifier; a `ValueError` that says why it fails, or what it returned instead of [B, N]."
     try:
         output = classifier(images)
+    except torch.OutOfMemoryError: raise  # says better what to do
     except Exception as e:
         advice = "check shape=(channels, height, width), and whether the classifier wants a preprocess"
         raise ValueError(f"classifier cannot run on images {list(images.shape)} ({first_line(e)}): {advice}") from e

@@ -79,10 +79,12 @@ class Heads(nn.Module):
         if self.kind == "convolution": return self.conv(x).flatten(1)
         if self.kind == "cosine": return F.linear(self.body(x), F.normalize(self.head.weight))
         out = self.head(self.body(x))
+        if self.kind == "scaled": return 9 * F.normalize(out, dim=1)
         return out + self.conv(x).flatten(1) if self.kind == "two" else out.softmax(1) if self.kind == "softmax" else out
 
 
 @pytest.mark.parametrize("kind, says", [("plain", None), ("convolution", None), ("cosine", "no plain nn.Linear"), ("two", "answers differently with one output more"),
+                                        ("scaled", "answers differently with one output more"),
                                         ("softmax", "returns probabilities")])
 def test_the_garbage_class_goes_where_the_logits_come_from(kind: str, says: str | None) -> None:
     model, images = Heads(kind), torch.rand(5, 1, 8, 8)
