@@ -10,7 +10,6 @@ __all__ = ['NAMED_SETS', 'IDX_SHA256', 'pick_device', 'pick_amp', 'mend_torchvis
 # %% ../nbs/00_data.ipynb #dfee0a8e
 import hashlib
 import importlib.machinery
-import importlib.util
 import io
 import json
 import os
