@@ -5,12 +5,12 @@
 # %% auto #0
 __all__ = ['KEEP_MEMORY', 'pick_device', 'pick_amp', 'borrowed_rng']
 
-# %% ../nbs/device.ipynb #e97f5e0a
-import importlib.machinery
-import importlib.util
+# %% ../nbs/device.ipynb #0458e3ab
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.machinery import PathFinder
+from importlib.util import find_spec
 
 import torch
 
@@ -68,7 +68,7 @@ def borrowed_rng(
             if device.type == "cuda": torch.cuda.default_generators[device.index].manual_seed(seed)
         yield
 
-# %% ../nbs/device.ipynb #28cc3892
+# %% ../nbs/device.ipynb #fac145a5
 KEEP_MEMORY = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**29)}  # all from the heap; 512 MiB stay there
 
 # %% ../nbs/device.ipynb #a213c051
@@ -78,9 +78,9 @@ _torchvision_library = []  # the operators vanish with the object that defined t
 def mend_torchvision() -> bool:  # whether operators were defined
     "Define torchvision's two missing operators where its compiled part cannot be loaded (runs on import of netinv)."
     if torch.version.cuda or torch.version.hip or "torchvision" in sys.modules: return False
-    package = importlib.util.find_spec("torchvision")
+    package = find_spec("torchvision")
     if package is None or hasattr(torch.ops.torchvision, "nms"): return False
-    compiled = importlib.machinery.PathFinder.find_spec("_C", list(package.submodule_search_locations or ()))
+    compiled = PathFinder.find_spec("_C", list(package.submodule_search_locations or ()))
     try:
         torch.ops.load_library(compiled.origin)
     except (AttributeError, OSError):  # AttributeError: there is no compiled part at all

@@ -21,9 +21,10 @@ from fastcore.basics import patch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from .classifier import (CNN, FrozenClassifier, are_probabilities, as_logits, augmented, borrowed_rng, default_epochs,
-                               eval_mode, find_features, layer_calls, one_cycle, pick_augment, probe_images, run_classifier,
-                               shuffled_batches)
+from netinv.classifier import (
+    CNN, FrozenClassifier, are_probabilities, as_logits, augmented, borrowed_rng, default_epochs, eval_mode,
+    find_features, layer_calls, one_cycle, pick_augment, probe_images, run_classifier, shuffled_batches,
+)
 from .data import ImageData, load_tensors, mend_torchvision, pick_amp, pick_device, save_tensors, to_float
 from .inversion import InversionWeights, Inverter
 
