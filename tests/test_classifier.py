@@ -13,16 +13,9 @@ from torch import Tensor, nn
 from networks import worn_cnn
 
 from netinv.classifier import (
-    CNN,
-    FrozenClassifier,
-    accuracy,
-    augmented,
-    borrowed_rng,
-    load_weights,
-    predictions,
-    save_weights,
-    train_classifier,
+    CNN, accuracy, augmented, borrowed_rng, load_weights, predictions, save_weights, train_classifier,
 )
+from netinv.frozen import FrozenClassifier
 from netinv.data import ImageData, Split, load_data, to_float
 
 
