@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['folded_weights', 'sorted_weight', 'accelerate', 'together', 'ChannelMoments']
 
-# %% ../nbs/faster.ipynb #c32b3653
+# %% ../nbs/faster.ipynb #f14af93b
 import copy
 import math
 from collections import Counter
@@ -16,7 +16,11 @@ import torch.nn.functional as F
 from fastcore.basics import patch
 from torch import Tensor, nn
 
-from .classifier import FrozenClassifier, LayerCall, borrowed_rng, layer_calls, probe_images
+from .conditioning import Condition
+from .device import borrowed_rng
+from .frozen import FrozenClassifier, LayerCall, _same, layer_calls, probe_images
+from .generator import Blur, Dropout, Generator, Join, LastDoubling
+from .losses import full_precision
 
 # %% ../nbs/faster.ipynb #0378ad41
 def _neighbours(
@@ -130,7 +134,7 @@ def folded(
     if getattr(self, "_folded", None) is None: self._folded = _fold(self)
     return self._folded
 
-# %% ../nbs/faster.ipynb #426c3c31
+# %% ../nbs/faster.ipynb #a91f079b
 def _random_bytes(
     n: int,
     rng: torch.Generator | None = None,         # on `device`
@@ -141,7 +145,7 @@ def _random_bytes(
         return torch.randint(256, (n,), generator=rng, device=device, dtype=torch.uint8)
     return torch.empty(-(-n // 8), dtype=torch.int64).random_(-(2**63), None, generator=rng).view(torch.uint8)[:n]
 
-# %% ../nbs/faster.ipynb #9c9e6c33
+# %% ../nbs/faster.ipynb #479121cf
 class _ByteDropout(Dropout):
     "The same dropout, decided by random bytes."
     def mask(
@@ -156,7 +160,7 @@ class _ByteDropout(Dropout):
         noise = noise.view(-1, *sides, channels).permute(0, 3, 1, 2)  # as the maps lie in memory
         return (noise >= dropped).to(dtype).mul_(256 / (256 - dropped))
 
-# %% ../nbs/faster.ipynb #dcc8e049
+# %% ../nbs/faster.ipynb #17dd9b71
 class _ByteGenerator(Generator):
     "The same generator, with the masks of a batch from one draw."
     def masks(self, n: int, rng: torch.Generator | None = None, device: torch.device | str | None = None) -> list:
@@ -168,7 +172,7 @@ class _ByteGenerator(Generator):
         parts = _random_bytes(sum(sizes), rng, device).split(sizes)
         return [layer.mask(noise, dtype) for layer, noise in zip(layers, parts)]
 
-# %% ../nbs/faster.ipynb #052c055a
+# %% ../nbs/faster.ipynb #640bce64
 class _SummedJoin(Join):
     "Maps and matrix convolved apart, and added."
     def forward(self, x: Tensor, matrix: Tensor | None) -> Tensor:
@@ -178,7 +182,7 @@ class _SummedJoin(Join):
         cross = F.interpolate(matrix.to(x.dtype) * channels**0.5, self.size)
         return out + F.conv2d(cross, weight[:, channels:], padding=1)
 
-# %% ../nbs/faster.ipynb #fddba035
+# %% ../nbs/faster.ipynb #01564e43
 class _GrayDoubling(LastDoubling):
     "A last doubling that is a matrix product and a fold where images are gray."
     def forward(self, x: Tensor) -> Tensor:
@@ -187,7 +191,7 @@ class _GrayDoubling(LastDoubling):
         size = [2 * side - 4 + k for side, k in zip(x.shape[2:], self.kernel_size)]
         return F.fold(given, size, self.kernel_size, stride=2, padding=1) + self.bias
 
-# %% ../nbs/faster.ipynb #f9aedf8d
+# %% ../nbs/faster.ipynb #a6e87e42
 class _SummedBlur(Blur):
     "The mean over 3 x 3 pixels as two sums of three."
     def forward(self, x: Tensor) -> Tensor:
@@ -195,7 +199,7 @@ class _SummedBlur(Blur):
         x = x[..., :-2, :] + x[..., 1:-1, :] + x[..., 2:, :]
         return (x[..., :-2] + x[..., 1:-1] + x[..., 2:]) / 9
 
-# %% ../nbs/faster.ipynb #e51b916b
+# %% ../nbs/faster.ipynb #72abbc35
 _SOONER = {Generator: _ByteGenerator, Dropout: _ByteDropout, Join: _SummedJoin, LastDoubling: _GrayDoubling, Blur: _SummedBlur}
 
 def accelerate(

@@ -8,6 +8,8 @@ __all__ = ['stage_sizes', 'Dropout', 'Block', 'doubling', 'doubling_block', 'Fir
 
 # %% ../nbs/generator.ipynb #b842e2cf
 import math
+from collections.abc import Callable
+from functools import partial
 
 import torch
 import torch.nn as nn

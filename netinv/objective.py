@@ -14,13 +14,13 @@ from difflib import get_close_matches
 from numbers import Real
 from typing import NamedTuple
 
+import netinv
 import torch
 from fastcore.basics import patch
 from torch import Tensor
 
-from .classifier import ClassifierOutput, FrozenClassifier
 from .conditioning import Condition
-import netinv
+from .frozen import ClassifierOutput, FrozenClassifier
 from .generator import Generator
 from .losses import ce_loss, cosine_loss, kl_loss, ortho_loss
 

@@ -12,9 +12,9 @@ import os
 from pathlib import Path
 
 import torch
+from fastcore.basics import patch
 from torch import Tensor, nn
 
-from fastcore.basics import patch
 from .files import load_tensors, save_tensors, write_atomic
 
 # %% ../nbs/runs.ipynb #01e6dff9
