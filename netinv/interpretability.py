@@ -72,7 +72,7 @@ def pca_plane(
     axes = torch.from_numpy(found.components_)
     return Plane("principal components", torch.from_numpy(x.mean(0)), axes, axes)
 
-# %% ../nbs/interpretability.ipynb #f8a909a3
+# %% ../nbs/interpretability.ipynb #a8a4e94e
 @patch
 def explained(
     self: Plane,
@@ -83,7 +83,7 @@ def explained(
     x, basis = x - x.mean(0), torch.linalg.qr(self.axes.mT).Q
     return ((x @ basis).square().sum() / x.square().sum()).item()
 
-# %% ../nbs/interpretability.ipynb #3528bf30
+# %% ../nbs/interpretability.ipynb #ed63fdda
 def class_colours(
     n_classes: int,
 ) -> list[tuple[float, float, float]]:  # red, green and blue in [0, 1]
@@ -92,7 +92,7 @@ def class_colours(
 
     return sns.color_palette("tab10" if n_classes <= 10 else "husl", n_classes)
 
-# %% ../nbs/interpretability.ipynb #86347806
+# %% ../nbs/interpretability.ipynb #296ad883
 def class_features(
     features: Tensor,           # [n, D]
     labels: Tensor,             # [n] int64
@@ -170,7 +170,7 @@ def decision_map(
     square, extent = (resolution, resolution), (x[0].item(), x[-1].item(), y[0].item(), y[-1].item())
     return DecisionMap(plane, labels.view(square), confidence.view(square), extent)
 
-# %% ../nbs/interpretability.ipynb #5efb8010
+# %% ../nbs/interpretability.ipynb #a69e773c
 def draw_decisions(
     ax: "Axes",
     found: DecisionMap,
@@ -195,7 +195,7 @@ def faithfulness(
     same = [answer(x) == answer(plane.lift(plane.project(x))) for x in parts]
     return torch.cat(same).double().mean().item()
 
-# %% ../nbs/interpretability.ipynb #b2f36be5
+# %% ../nbs/interpretability.ipynb #9fcecf8e
 def plane_dots(
     plane: Plane,
     sets: dict[str, Samples],
@@ -289,7 +289,7 @@ def describe_images(
             "confidence": [f"{p:.3f}" for p in confidence.tolist()], "generator": maker})
     return pd.concat([table(*item) for item in sets.items()], ignore_index=True)
 
-# %% ../nbs/interpretability.ipynb #47fa1f16
+# %% ../nbs/interpretability.ipynb #dda2c9b1
 def check_dots(
     points: Tensor,      # [n, 2]
     images: Tensor,      # [n, C, H, W]
@@ -305,7 +305,7 @@ def check_dots(
             raise ValueError(f"there is no column {column!r}: choose among {', '.join(about.columns)}")
     if not points.isfinite().all(): raise ValueError("points hold NaN or infinity: leave those images out")
 
-# %% ../nbs/interpretability.ipynb #052e6792
+# %% ../nbs/interpretability.ipynb #cbad6ad3
 def colour_groups(
     values: "Series",           # [n] text
     classes: list[str] | None,  # the values in the order of the colours; None: by length and alphabet
@@ -316,7 +316,7 @@ def colour_groups(
         raise ValueError(f"classes lack {', '.join(sorted(unknown))}: give all values of column {values.name!r}")
     return groups
 
-# %% ../nbs/interpretability.ipynb #3ca1d5e4
+# %% ../nbs/interpretability.ipynb #3f5582a0
 def form_groups(
     values: "Series",  # [n] text
 ) -> list[str]:
@@ -353,7 +353,7 @@ class HoverScatter:
             "columns": list(about.columns), "texts": texts.values.tolist(), "atlas": atlas, "cell": cell,
             "title": title}
 
-# %% ../nbs/interpretability.ipynb #7b3a4c4f
+# %% ../nbs/interpretability.ipynb #f65252e1
 @patch
 def page(self: HoverScatter) -> str:
     "A whole HTML page that loads nothing from outside."
@@ -364,13 +364,13 @@ def page(self: HoverScatter) -> str:
     data = json.dumps(self.data).replace("<", "\\u003c")  # no text can end the script
     return page.replace("null /* data */", data)
 
-# %% ../nbs/interpretability.ipynb #5b3baa54
+# %% ../nbs/interpretability.ipynb #c70951a6
 @patch
 def _repr_html_(self: HoverScatter) -> str:
     title, page = html.escape(self.data["title"] or "scatter plot"), html.escape(self.page())
     return f'<iframe title="{title}" srcdoc="{page}" style="width:100%;height:500px;border:0"></iframe>'
 
-# %% ../nbs/interpretability.ipynb #290443ec
+# %% ../nbs/interpretability.ipynb #2bddf307
 @patch
 def save(
     self: HoverScatter,
@@ -379,7 +379,7 @@ def save(
     "Write the page to a file, completely or not at all."
     write_atomic(Path(path), self.page())
 
-# %% ../nbs/interpretability.ipynb #fbc26d9e
+# %% ../nbs/interpretability.ipynb #24c22349
 def direction_components(
     features: Tensor,  # [n, D] of one class, n >= 20
 ) -> np.ndarray:       # [n, min(8, D)] float64
@@ -405,7 +405,7 @@ def silhouettes(
 
     return np.array([score(g) for g in groups])
 
-# %% ../nbs/interpretability.ipynb #fef28e27
+# %% ../nbs/interpretability.ipynb #27fa4e98
 def count_by_silhouette(
     z: np.ndarray,  # [n, d] centred
     most: int,      # the largest number of clusters looked for
@@ -421,7 +421,7 @@ def count_by_silhouette(
         chance = (silhouettes(rng.normal(size=z.shape) * z.std(0), most, seed).max() for _ in range(draws))
         return 1 if any(c >= found.max() for c in chance) else int(found.argmax()) + 2
 
-# %% ../nbs/interpretability.ipynb #d00eaf9c
+# %% ../nbs/interpretability.ipynb #b5347ecb
 def count_by_density(
     z: np.ndarray,  # [n, d]
 ) -> int:           # >= 1

@@ -2,16 +2,17 @@
 import json
 import math
 from dataclasses import replace
-from typing import NamedTuple
 
 import numpy as np
 import pytest
 import torch
+from torch import nn
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from netinv.data import Split, load_data
+from netinv.frozen import FrozenClassifier
 from netinv.metrics import (
     check_features, confidence, diversity, draw_per_class, inversion_accuracy, inversion_report, plot_report, prdc,
     report_numbers, vendi_score,
@@ -38,18 +39,25 @@ def make_samples(labels, n_classes=3, seed=0):
     return Samples(draw(n, 1, 4, 4, seed=seed + 1).sigmoid(), labels, features[:, :n_classes].softmax(1), features)
 
 
-class Linear:
-    "A stand-in for `FrozenClassifier`: features are the first pixels, logits the first features."
-    device, n_classes, batches = torch.device("cpu"), 3, None
+class Flatten(nn.Flatten):
+    "Notes the batches that pass; the first look at a classifier, when it is made, may be anything."
+    passed = None
 
-    def __init__(self):
-        self.batches = []
+    def forward(self, images):
+        if Flatten.passed is not None:
+            assert not torch.is_grad_enabled() and images.dtype == torch.float32 and images.max() <= 1
+            Flatten.passed.append(len(images))
+        return super().forward(images)
 
-    def __call__(self, images):
-        assert not torch.is_grad_enabled() and images.dtype == torch.float32 and images.max() <= 1
-        self.batches.append(len(images))
-        features = images.flatten(1)[:, :5]
-        return NamedTuple("Out", [("logits", torch.Tensor), ("features", torch.Tensor)])(10 * features[:, :3], features)
+
+@pytest.fixture(scope="module")
+def classifier() -> FrozenClassifier:
+    "Features are the first five pixels, logits ten times the first three features."
+    first, last = nn.Linear(16, 5, bias=False), nn.Linear(5, 3, bias=False)
+    with torch.no_grad():
+        first.weight.copy_(torch.eye(5, 16))
+        last.weight.copy_(10 * torch.eye(3, 5))
+    return FrozenClassifier(nn.Sequential(Flatten(), first, last), shape=(1, 4, 4), device="cpu")
 
 
 def make_split(labels, seed=0):
@@ -257,21 +265,21 @@ def test_prdc_with_half_the_labels_gets_a_sentence():
 # The report.
 
 
-def see(classifier, split):
+def see(classifier: FrozenClassifier, split: Split) -> Samples:
     return look(classifier, split.images, split.labels)
 
 
-def test_look_takes_batches_without_gradients():
-    classifier, split = Linear(), make_split([0, 1, 2] * 7)
+def test_look_takes_batches_without_gradients(classifier, monkeypatch):
+    monkeypatch.setattr(Flatten, "passed", [])
+    split = make_split([0, 1, 2] * 7)
     seen = look(classifier, split.images, split.labels, batch_size=8)
-    assert classifier.batches == [8, 8, 5]
+    assert Flatten.passed == [8, 8, 5]
     assert seen.probs.shape == (21, 3) and seen.features.shape == (21, 5)
     assert inversion_accuracy(seen) == 1
 
 
-def test_report_of_real_images_against_themselves():
-    classifier, split = Linear(), make_split([0, 1, 2] * 60)
-    seen = see(classifier, split)
+def test_report_of_real_images_against_themselves(classifier):
+    seen = see(classifier, make_split([0, 1, 2] * 60))
     report = inversion_report(seen, seen, n_per_class=25, k=3)
     assert list(report.columns) == ["samples", "real"]
     assert report.loc["n", "real"].tolist() == report.loc["n", "samples"].tolist() == [25, 25, 25, 75]
@@ -282,18 +290,17 @@ def test_report_of_real_images_against_themselves():
     assert report.equals(inversion_report(seen, seen, n_per_class=25, k=3))
 
 
-def test_report_shows_a_collapse():
-    classifier, split = Linear(), make_split([0, 1, 2] * 60)
-    real = see(classifier, split)
+def test_report_shows_a_collapse(classifier):
+    real = see(classifier, make_split([0, 1, 2] * 60))
     report = inversion_report(real[torch.arange(3).repeat(30)], real, n_per_class=20)
     assert report.loc["vendi_pixels"].drop("all")["samples"].tolist() == pytest.approx([1, 1, 1])
     assert (report.loc["vendi_pixels", "real"] > 2).all()
     assert report.loc[("coverage", "all"), "samples"] < 0.5 < report.loc[("coverage", "all"), "real"]
 
 
-def test_report_with_few_images_and_an_absent_class():
-    classifier, split = Linear(), make_split([0] * 40 + [1] * 10 + [2] * 40)
-    report = inversion_report(make_samples([0] * 12 + [1] * 30), see(classifier, split))
+def test_report_with_few_images_and_an_absent_class(classifier):
+    real = see(classifier, make_split([0] * 40 + [1] * 10 + [2] * 40))
+    report = inversion_report(make_samples([0] * 12 + [1] * 30), real)
     assert report.loc["n", "samples"].tolist() == [12, 5, 0, 17]
     assert math.isnan(report.loc[("precision", 1), "samples"]) and math.isnan(report.loc[("vendi_pixels", 2), "real"])
     numbers = report_numbers(report)
@@ -302,13 +309,13 @@ def test_report_with_few_images_and_an_absent_class():
     assert all(type(v) is float for v in numbers.values())
 
 
-def test_report_with_real_labels_that_the_classifier_does_not_know():
+def test_report_with_real_labels_that_the_classifier_does_not_know(classifier):
     with pytest.raises(ValueError, match=r"labels in 0\.\.2"):
-        inversion_report(make_samples([0, 1, 2]), see(Linear(), make_split([0, 1, 3])))
+        inversion_report(make_samples([0, 1, 2]), see(classifier, make_split([0, 1, 3])))
 
 
-def test_plot_has_a_panel_per_metric():
-    seen = see(Linear(), make_split([0, 1, 2] * 30))
+def test_plot_has_a_panel_per_metric(classifier):
+    seen = see(classifier, make_split([0, 1, 2] * 30))
     figure = plot_report(inversion_report(seen, seen, k=2), ["cat", "dog", "owl"])
     titles = [ax.get_title() for ax in figure.axes]
     assert titles[:2] == ["accuracy", "confidence"] and len(titles) == len(set(titles)) == 12
@@ -316,8 +323,8 @@ def test_plot_has_a_panel_per_metric():
 
 
 @pytest.mark.gpu
-def test_samples_on_cuda_give_the_same_report():
-    seen = see(Linear(), make_split([0, 1, 2] * 30))
+def test_samples_on_cuda_give_the_same_report(classifier):
+    seen = see(classifier, make_split([0, 1, 2] * 30))
     there = Samples(seen.images.cuda(), seen.labels.cuda(), seen.probs.cuda(), seen.features.cuda())
     here = inversion_report(seen, seen, k=2)
     assert inversion_report(there, seen, k=2).equals(here) and inversion_report(there, there, k=2).equals(here)
