@@ -10,7 +10,7 @@ __all__ = ['inversion_accuracy', 'confidence', 'check_features', 'vendi_score', 
 import contextlib
 import io
 import math
-from typing import NamedTuple, TYPE_CHECKING
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
