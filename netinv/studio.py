@@ -37,12 +37,13 @@ from .samples import Samples
 class Workbench:
     "An inverter whose settings can be changed between two steps, and taken back."
     chapter = "inversion"  # which has a parameter for each setting
+    usual = staticmethod(lambda classifier: Inversion())  # the objective where none is given
 
     def __init__(
         self,
         classifier: FrozenClassifier,
         *,
-        objective: Objective | None = None,   # its numbers follow the settings; None for `Inversion()`
+        objective: Objective | None = None,   # its numbers follow the settings; None for the usual one
         data: ImageData | None = None,        # where the nearest real image is looked for, and the class names
         conditioning: str = "vector-matrix",  # to begin with
         temperature: float = 0.15,            # to begin with
@@ -53,7 +54,7 @@ class Workbench:
         generator: Callable | None = None,    # a factory, see `Inverter`; None for the objective's own
         **fixed,                              # `n_generators`, `batch_size`, `lr`, ...: see `Inverter`
     ):
-        self.objective = Inversion() if objective is None else objective
+        self.objective = self.usual(classifier) if objective is None else objective
         self.classifier, self.data, self.generator, self.fixed = classifier, data, generator, fixed
         self.columns, self.classes_shown, self.only_class = columns, classes_shown, None
         self.rows = rows_by_name(self.objective)
@@ -441,18 +442,7 @@ def _below(widget: widgets.Widget) -> list[widgets.Widget]:
 # %% ../nbs/studio.ipynb #e908f057
 class ReconstructionStudio(InversionStudio):
     "Reconstructs training-like images live (section 5.3), above the real images nearest to them."
-    chapter = "reconstruction"
-
-    @delegates(InversionStudio)
-    def __init__(
-        self,
-        classifier: FrozenClassifier,
-        *,
-        objective: Objective | None = None,  # None for the recipe "prior" of `Reconstruction`
-        **settings,                          # see `InversionStudio`
-    ):
-        objective = Reconstruction.recipe(classifier) if objective is None else objective
-        super().__init__(classifier, objective=objective, **settings)
+    chapter, usual = "reconstruction", staticmethod(Reconstruction.recipe)
 
     def look(self, curves: bytes | None = None) -> Frame:
         "Sample, measure and draw, and look for the nearest real images."
