@@ -126,6 +126,8 @@ class ImageGrid(anywidget.AnyWidget):
     columns = traitlets.Int(1).tag(sync=True)
     selected = traitlets.Int(-1).tag(sync=True)
 
+    def __repr__(self) -> str: return f"ImageGrid({self.rows} x {self.columns}, {self.alt})"
+
 # %% ../nbs/parts.ipynb #0972a78b
 def nearest_images(
     images: Tensor,  # [n, C, H, W] float in [0, 1]
@@ -253,6 +255,8 @@ class CopyText(anywidget.AnyWidget):
     _esm, _css = STATIC / "copy.js", STATIC / "copy.css"
     text = traitlets.Unicode("").tag(sync=True)
     label = traitlets.Unicode("Copy").tag(sync=True)
+
+    def __repr__(self) -> str: return f"CopyText({self.label!r})"
 
 # %% ../nbs/parts.ipynb #6791b7f2
 WRAP = {"flex_flow": "row wrap", "align_items": "flex-start", "grid_gap": "4px 12px"}
