@@ -18,7 +18,6 @@ from functools import partial
 import ipywidgets as widgets
 import torch
 from fastcore.basics import patch
-from fastcore.meta import delegates
 from torch import Tensor
 
 from .data import ImageData, to_float
@@ -66,6 +65,10 @@ class Workbench:
         self.class_names = list(data.classes) if data else [str(k) for k in range(classifier.n_classes)]
         self.pending, self.moments, self.interval = deque(), deque(maxlen=20), 0.25
         self.plot, self.drawn = Curves(), b""
+        self.make_screen()
+
+    def make_screen(self) -> None:
+        "Nothing: a workbench has no screen."
 
 # %% ../nbs/studio.ipynb #6730f1a3
 def rows_by_name(objective: Objective) -> dict:  # name: Term or Setting
@@ -259,13 +262,8 @@ def replace_in_cell(
 # %% ../nbs/studio.ipynb #1a1646e0
 class InversionStudio(Workbench, widgets.VBox):
     "Inverts a classifier live: sliders on the left, images, accuracies and curves on the right."
-    @delegates(Workbench.__init__)
-    def __init__(
-        self,
-        classifier: FrozenClassifier,
-        **settings,
-    ):
-        Workbench.__init__(self, classifier, **settings)
+    def make_screen(self) -> None:
+        "Widgets and loop, and the first picture."
         work = lambda: self.work(lambda: self.loop.stopping)
         self.loop = LiveLoop(work, lambda frame: self.show(frame), self.fail, lambda: self.pending and self.refresh())
         widgets.VBox.__init__(self, self.lay_out())
