@@ -60,7 +60,7 @@ class Workbench:
         run = {"dropout": dropout, "temperature": temperature, "conditioning": conditioning, "seed": seed}
         self.settings = self.objective.numbers | run
         self.inverter = self.build()
-        if dropout is None: self.settings["dropout"] = dropout_of(self.inverter)
+        self.settings["dropout"] = dropout_of(self.inverter)
         if self.settings["dropout"] is None: del self.settings["dropout"]
         self.class_names = list(data.classes) if data else [str(k) for k in range(classifier.n_classes)]
         self.pending, self.moments, self.interval = deque(), deque(maxlen=20), 0.25
@@ -89,7 +89,10 @@ def build(self: Workbench) -> Inverter:
     "A fresh inverter with the present settings."
     run = {name: self.settings[name] for name in ("temperature", "conditioning", "seed")}
     inverter = Inverter(self.classifier, objective=self.objective, generator=self.generator, **run, **self.fixed)
-    inverter.adjust(dropout=self.settings.get("dropout"))
+    if (dropout := self.settings.get("dropout")) is None: return inverter
+    if dropout_of(inverter) is None:
+        raise ValueError(f"dropout is {dropout}, and the generator has no netinv.generator.Dropout: leave dropout out")
+    inverter.adjust(dropout=dropout)
     return inverter
 
 # %% ../nbs/studio.ipynb #8dcaf504
