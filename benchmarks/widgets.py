@@ -11,8 +11,11 @@ import time
 
 import torch
 
-from netinv.classifier import FrozenClassifier, train_classifier
-from netinv.data import load_data, pick_amp, pick_device, write_atomic
+from netinv.classifier import train_classifier
+from netinv.frozen import FrozenClassifier
+from netinv.data import load_data
+from netinv.device import pick_amp, pick_device
+from netinv.files import write_atomic
 from netinv.inversion import Inverter
 from netinv.studio import InversionStudio
 

@@ -6,7 +6,6 @@
 __all__ = ['InversionStudio', 'ReconstructionStudio']
 
 # %% ../nbs/studio.ipynb #a9eb97f8
-import asyncio
 import html
 import time
 import weakref
@@ -26,7 +25,7 @@ from .generator import Dropout
 from .inversion import Inverter
 from .objective import Inversion, Objective
 from netinv.parts import (
-    RUN_SETTINGS, WRAP, Controls, CopyText, Curves, ImageGrid, LiveLoop, accuracy_bars, button, control, html_image,
+    Controls, CopyText, Curves, ImageGrid, LiveLoop, RUN_SETTINGS, WRAP, accuracy_bars, button, control, html_image,
     nearest_images, png_bytes,
 )
 from .reconstruction import Reconstruction
