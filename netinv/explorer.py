@@ -15,7 +15,7 @@ from fastcore.basics import patch
 from torch import Tensor
 
 from .data import ImageData
-from .frozen import FrozenClassifier, check_frozen
+from .frozen import FrozenClassifier
 from .ood import ood_score
 from .parts import ImageGrid, WRAP, figure_png, html_image, png_bytes
 
@@ -66,7 +66,7 @@ class OODExplorer(widgets.VBox):
         classifiers = classifiers if isinstance(classifiers, dict) else {"classifier": classifiers}
         self.images, self.names, self.shown = (data.test.images, ood), names, shown
         score = partial(ood_score, n_classes=len(data.classes))
-        self.scores = {name: tuple(score(check_frozen(classifier), images) for images in self.images)
+        self.scores = {name: tuple(score(classifier, images) for images in self.images)
                        for name, classifier in classifiers.items()}
         super().__init__(self.lay_out())
         self.show()

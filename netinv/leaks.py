@@ -7,6 +7,7 @@ __all__ = ['centred_rows', 'nearest', 'class_spread', 'frechet_distance', 'leak_
 
 # %% ../nbs/leaks.ipynb #68646fec
 import math
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F

@@ -21,10 +21,9 @@ from fastcore.basics import patch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from .classifier import first_line
 from .conditioning import Condition
 from .faster import folded_weights, sorted_weight
-from .frozen import ClassifierOutput, FrozenClassifier, check_frozen, probe_images
+from .frozen import ClassifierOutput, FrozenClassifier, check_frozen, first_line, probe_images
 from .generator import Generator
 from .inversion import Inverter
 from netinv.losses import (
