@@ -1,7 +1,6 @@
 "The studio as somebody with a keyboard uses it: in JupyterLab, and as an app."
 import os
 import re
-import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,7 +11,6 @@ from browser import ARTEFACTS, ROOT, free_port, noting, served, wait_for
 from papermill.iorw import load_notebook_node
 from papermill.parameterize import parameterize_notebook
 
-CHAPTER = ROOT / "nbs/studio.ipynb"
 SLIDERS = ["α", "β", "γ", "δ", "γ_pix", "dropout", "T"]  # in the order of the screen
 HASH = """async selector => {
   const bytes = new Uint8Array(await (await fetch(document.querySelector(selector).src)).arrayBuffer());
@@ -20,22 +18,23 @@ HASH = """async selector => {
 }"""
 
 
-def wanted(cell) -> bool:
-    "Whether the studio needs this cell of its chapter."
-    starts = ("source = ", "studio = InversionStudio", "#| default_exp", "#| export", "#| hide")
-    return bool(cell.metadata.get("tags")) or cell.source.startswith(starts)
+def of_chapter(name: str, folder: Path, *examples: str, **parameters) -> Path:
+    "A chapter with what it defines, and of its examples those with one of these lines; others keep the kernel busy."
+    lines = re.compile("|".join([r"^#\| (default_exp|export|hide)", *(f"^{re.escape(line)}" for line in examples)]), re.M)
+    notebook = parameterize_notebook(load_notebook_node(str(ROOT / f"nbs/{name}.ipynb")), parameters)
+    wanted = lambda cell: cell.metadata.get("tags") or lines.search(cell.source)
+    notebook.cells = [cell for cell in notebook.cells if cell.cell_type == "code" and wanted(cell)]
+    for cell in notebook.cells: cell.outputs, cell.execution_count = [], None
+    (folder / "nbs").mkdir(parents=True)
+    nbformat.write(notebook, folder / f"nbs/{name}.ipynb")
+    return folder / f"nbs/{name}.ipynb"
 
 
 @pytest.fixture
 def chapter(tmp_path: Path) -> Path:
-    "What the chapter defines, and its studio, for digits; the examples would keep the kernel busy."
+    "The chapter of the studio for digits, which trains in seconds."
     fast = {"dataset": "digits", "train_size": 1000, "epochs": 1}
-    notebook = parameterize_notebook(load_notebook_node(str(CHAPTER)), fast)
-    notebook.cells = [cell for cell in notebook.cells if cell.cell_type == "code" and wanted(cell)]
-    for cell in notebook.cells: cell.outputs, cell.execution_count = [], None
-    shutil.copytree(CHAPTER.parent / "images", tmp_path / "nbs/images")
-    nbformat.write(notebook, tmp_path / "nbs/chapter.ipynb")
-    return tmp_path / "nbs/chapter.ipynb"
+    return of_chapter("studio", tmp_path, "source = ", "studio = InversionStudio", **fast)
 
 
 def at_home(folder: Path) -> dict[str, str]:
