@@ -81,7 +81,8 @@ def test_unfit_weights_change_nothing(tmp_path):
     shapes = r"does not fit CNN \(with another shape: head.weight \[5, 128\] instead of \[3, 128\]"
     with pytest.raises(ValueError, match=shapes):
         load_weights(model, path)
-    with pytest.raises(ValueError, match="missing: 1.weight, 1.bias, 3.weight and 1 more; not known: body.0.0.weight, "):
+    names = "missing: 1.weight, 1.bias, 3.weight and 1 more; not known: body.0.0.weight, "
+    with pytest.raises(ValueError, match=names):
         load_weights(perceptron(), path)
     torch.save(model, tmp_path / "whole.pt")
     torch.save([1, 2], tmp_path / "list.pt")
