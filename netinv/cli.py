@@ -19,7 +19,6 @@ from typing import TYPE_CHECKING
 from netinv.runner import (
     RunFailed, UsageError, list_notebooks, parse_value, report_folder, run_folder, run_notebook, short_path,
 )
-from .terms import INVERSION
 
 if TYPE_CHECKING:
     from netinv.inversion import Inverter
@@ -27,11 +26,17 @@ if TYPE_CHECKING:
 # %% ../nbs/cli.ipynb #49c9b0a5
 class _Parser(argparse.ArgumentParser):
     "A parser that complains in one sentence."
+    late: Callable[["_Parser"], None] | None = None  # adds flags once this very command is used
 
     def error(self, message: str) -> None:
         self.exit(2, f"netinv: {message} (see {self.prog} --help)\n")
 
-    def parse_args(self, args: list[str] | None = None, namespace: argparse.Namespace | None = None):
+    def parse_known_args(self, args=None, namespace=None) -> tuple[argparse.Namespace, list[str]]:
+        late, self.late = self.late, None
+        if late: late(self)
+        return super().parse_known_args(args, namespace)
+
+    def parse_args(self, args=None, namespace=None) -> argparse.Namespace:
         args, unknown = self.parse_known_args(args, namespace)
         if unknown: args.parser.error(f"unrecognized arguments: {' '.join(unknown)}{_hint(unknown[0], args.parser)}")
         return args
@@ -43,7 +48,7 @@ def _hint(
 ) -> str:                             # empty where nothing is alike
     "The weights of the command, and the flags that were perhaps meant."
     near = difflib.get_close_matches(flag, dict.fromkeys(re.findall(r"--\w+", parser.format_usage())), n=2, cutoff=0.7)
-    weights = parser.get_default("weigh")
+    weights = parser.get_default("terms")
     named = f" (the weights are {', '.join(weights)})" if weights else ""
     return named + (f": did you mean {' or '.join(near)}?" if near else "")
 
@@ -54,13 +59,12 @@ def _command(
     action: Callable[[argparse.Namespace], None],
     summary: str,
     examples: str,
-    weigh: tuple[str, ...] = (),  # the names of its weights, for `_hint`
-) -> Callable[..., argparse.Action]:
-    "A new command, as the function that adds arguments to it."
+) -> _Parser:
+    "The parser of a new command."
     style = argparse.RawDescriptionHelpFormatter
     parser = commands.add_parser(name, help=summary, description=summary, epilog=examples, formatter_class=style)
-    parser.set_defaults(action=action, parser=parser, weigh=weigh)
-    return parser.add_argument
+    parser.set_defaults(action=action, parser=parser, terms=())
+    return parser
 
 # %% ../nbs/cli.ipynb #5eda6f98
 def _list(args: argparse.Namespace) -> None:
@@ -90,7 +94,8 @@ def _add_run(
     commands: argparse._SubParsersAction,
 ) -> None:
     "The syntax of `netinv run`."
-    add = _command(commands, "run", _run, "run a chapter or an experiment without a browser", _RUN_EXAMPLES)
+    summary = "run a chapter or an experiment without a browser"
+    add = _command(commands, "run", _run, summary, _RUN_EXAMPLES).add_argument
     add("notebook", help="a path, or a name from `netinv list`")
     add("-p", dest="parameters", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"),
         help="set a parameter; may be repeated")
@@ -145,16 +150,18 @@ def _accuracy(
         raise argparse.ArgumentTypeError(f"expected an accuracy above 0 and up to 1, such as 0.95, got {text}")
     return value
 
-# %% ../nbs/cli.ipynb #417aa39e
-WEIGHTS = tuple(name for name, *_ in INVERSION)
-
 # %% ../nbs/cli.ipynb #7e3a1d0d
 def _add_weights(
-    add: Callable[..., argparse.Action],
+    parser: _Parser,
 ) -> None:
     "A flag for each weight of `Inversion`; one that is not given keeps its default."
-    for name, _, default, says in INVERSION:
-        add(f"--{name}", type=float, metavar="X", help=f"weight: {says} ({default:g})".replace("%", "%%"))
+    from netinv.objective import Inversion
+
+    group = parser.add_argument_group("weights (section 3.3)")
+    for term in Inversion.terms:
+        about = f"{term.says} ({term.default:g})".replace("%", "%%")
+        group.add_argument(f"--{term.name}", type=float, metavar="X", help=about)
+    parser.set_defaults(terms=tuple(term.name for term in Inversion.terms))
 
 # %% ../nbs/cli.ipynb #7557af40
 _INVERT_EXAMPLES = """\
@@ -166,7 +173,7 @@ examples:
 
 The factory is called without arguments and returns a torch.nn.Module that maps images to logits; images lie
 between 0 and 1 before --mean and --std. The run folder gets config.yaml, metrics.json, history.csv, the
-generator, samples (safetensors) and a figure; netinv.Inverter.load opens it.
+generator, samples (safetensors) and a figure; Inverter.load opens it in Python.
 exit codes: 0 done, 1 the run failed, 2 the command made no sense"""
 
 # %% ../nbs/cli.ipynb #0e554467
@@ -174,7 +181,8 @@ def _add_invert(
     commands: argparse._SubParsersAction,
 ) -> None:
     "The syntax of `netinv invert`."
-    add = _command(commands, "invert", _invert, "invert a classifier of your own", _INVERT_EXAMPLES, WEIGHTS)
+    parser = _command(commands, "invert", _invert, "invert a classifier of your own", _INVERT_EXAMPLES)
+    parser.late, add = _add_weights, parser.add_argument
     add("--model", required=True, metavar="MODULE:FACTORY", help="where the classifier comes from")
     add("--weights", metavar="FILE", help="its weights: .safetensors, or a state dict saved with torch.save")
     add("--shape", required=True, type=_shape, metavar="C,H,W", help="channels, height and width of its images")
@@ -182,7 +190,6 @@ def _add_invert(
     add("--mean", type=_numbers, metavar="M", help="subtracted from an image first: one number, or one a channel "
         "(--mean=-1,0,1 if the first is negative)")
     add("--std", type=_numbers, metavar="S", help="by which the image is then divided")
-    _add_weights(add)
     _add_training(add)
     add("--out", metavar="DIR", help="the run folder (runs/FACTORY-TIMESTAMP)")
     add("--resume", action="store_true", help="go on from the last checkpoint in --out")
@@ -192,7 +199,8 @@ def _add_training(
     add: Callable[..., argparse.Action],
 ) -> None:
     "Flags of `Inverter` and of `Inverter.fit`."
-    add("--conditioning", choices=["label", "vector", "matrix", "vector-matrix"], help="(vector-matrix)")
+    add("--conditioning", choices=["label", "vector", "matrix", "vector-matrix"], metavar="NAME",
+        help="label, vector, matrix or vector-matrix: what the generator is told (vector-matrix)")
     add("--n_generators", type=int, metavar="K", help="train K generators at once (1)")
     add("--temperature", type=float, metavar="T", help="of the vectors: the higher, the less sure (0.15)")
     add("--classes", type=_labels, metavar="K,K,K", help="ask for these labels only; all that can be reached")
@@ -219,7 +227,7 @@ def _inverter(
 
     try:
         scale = normaliser(args.mean, args.std, args.shape[0])
-        objective = Inversion(**_given(args, WEIGHTS))
+        objective = Inversion(**_given(args, args.terms))
         model = build_model(args.model, args.weights)
         classifier = FrozenClassifier(
             model, shape=args.shape, n_classes=args.n_classes, preprocess=scale, device=args.device
