@@ -106,10 +106,11 @@ def main() -> int:
         results[name] = compare(args.before, args.after, name, args)
         for what in UNITS:
             row = results[name][what]
-            print(f"{name:8} {row['unit']:20} before {row['before']:8.2f}  after {row['after']:8.2f}  ratio {row['ratio']:.3f}"
-                  f"  (rounds {min(row['rounds']):.2f} to {max(row['rounds']):.2f})", flush=True)
+            print(f"{name:8} {row['unit']:20} before {row['before']:8.2f}  after {row['after']:8.2f}  ratio "
+                  f"{row['ratio']:.3f}  (rounds {min(row['rounds']):.2f} to {max(row['rounds']):.2f})", flush=True)
     if args.out: args.out.write_text(json.dumps(results, indent=1), encoding="utf-8")
-    slow = [f"{name} {what}" for name in results for what in UNITS if args.limit and results[name][what]["ratio"] > args.limit]
+    limit = args.limit or float("inf")
+    slow = [f"{name} {what}" for name in results for what in UNITS if results[name][what]["ratio"] > limit]
     if slow: print(f"slower than {args.limit:g} times: {', '.join(slow)}", file=sys.stderr)
     return bool(slow)
 

@@ -22,9 +22,10 @@ from netinv import moved
 ROOT = Path(__file__).resolve().parent.parent
 MODULES = sorted(ROOT.glob("netinv/*.py"))
 NOTEBOOKS = sorted(ROOT.glob("nbs/**/*.ipynb"))
-HEAVY = {"pandas", "matplotlib", "sklearn", "scipy", "torchvision", "torchmetrics", "papermill", "IPython", "prdc", "vendi_score"}
+HEAVY = {"pandas", "matplotlib", "sklearn", "scipy", "torchvision", "torchmetrics", "papermill", "IPython", "prdc",
+         "vendi_score"}
 WIDGETS = {"parts", "studio", "explorer"}  # which are nothing without IPython
-OLD_NAMES = json.loads((ROOT / "tests/names_0_1_0.json").read_text(encoding="utf-8"))  # module -> its public names in 0.1.0
+OLD_NAMES = json.loads((ROOT / "tests/names_0_1_0.json").read_text(encoding="utf-8"))  # of each module in 0.1.0
 
 
 def settings() -> dict[str, str]:
@@ -62,7 +63,8 @@ def code(notebook: Path) -> str:
 
 def in_a_new_python(script: str, folder: Path = ROOT, **env: str) -> str:
     "What a script prints in a process of its own, started in `folder`."
-    done = subprocess.run([sys.executable, "-c", script], cwd=folder, capture_output=True, text=True, env=os.environ | env)
+    command = [sys.executable, "-c", script]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, env=os.environ | env)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
@@ -79,7 +81,8 @@ def test_rooms_are_light() -> None:
 
 
 def test_the_command_line_starts_without_torch() -> None:
-    in_a_new_python("import sys; from netinv.cli import build_parser; build_parser(); assert 'torch' not in sys.modules")
+    script = "import sys; from netinv.cli import build_parser; build_parser(); assert 'torch' not in sys.modules"
+    in_a_new_python(script)
 
 
 def test_the_public_face_is_small() -> None:
@@ -116,7 +119,8 @@ def test_a_name_of_0_1_0_is_there_or_says_where_it_went(room: str, name: str) ->
     if room in moved.DIVIDED: return
     module = import_module(f"netinv.{room}")
     if hasattr(module, name): return
-    with pytest.raises(ImportError, match=rf"^{name} is (now|private)") as said: exec(f"from netinv.{room} import {name}", {})
+    line = f"from netinv.{room} import {name}"
+    with pytest.raises(ImportError, match=rf"^{name} is (now|private)") as said: exec(line, {})
     with pytest.raises(AttributeError) as asked: getattr(module, name)
     assert str(asked.value) == str(said.value)
     for other in re.findall(r"netinv\.([a-z]+)", str(said.value)): import_module(f"netinv.{other}")  # it is there
@@ -134,15 +138,17 @@ def test_a_room_of_0_1_0_is_there_or_says_what_it_became() -> None:
 def test_sentences_about_old_names_tell_the_truth() -> None:
     "What the table names can be imported, and is not an old name itself."
     for old, sentence in moved.RENAMED.items():
-        for name, room in re.findall(r"(\w+) in netinv\.([a-z]+)", sentence): assert hasattr(import_module(f"netinv.{room}"), name), old
+        for name, room in re.findall(r"(\w+) in netinv\.([a-z]+)", sentence):
+            assert hasattr(import_module(f"netinv.{room}"), name), old
         assert any(old in names for names in OLD_NAMES.values()), old
 
 
 def test_a_name_that_never_was_is_an_ordinary_error() -> None:
-    with pytest.raises(ImportError, match="cannot import name 'nonsense'"): exec("from netinv.losses import nonsense", {})
-    with pytest.raises(ImportError, match="cannot import name 'nonsense'"): exec("from netinv import nonsense", {})
+    for room in ("netinv.losses", "netinv"):
+        with pytest.raises(ImportError, match="cannot import name 'nonsense'"): exec(f"from {room} import nonsense", {})
     with pytest.raises(AttributeError, match="'netinv' has no attribute 'nonsense'"): netinv.nonsense
-    with pytest.raises(ModuleNotFoundError, match="No module named 'netinv.nonsense'"): exec("import netinv.nonsense", {})
+    with pytest.raises(ModuleNotFoundError, match="No module named 'netinv.nonsense'"):
+        exec("import netinv.nonsense", {})
     assert not hasattr(import_module("netinv.losses"), "observe")
 
 
@@ -184,7 +190,8 @@ def test_constraints_belong_to_the_requirements() -> None:
     for pin in (Requirement(line) for line in lines if line and not line.startswith("#")):
         version = str(pin.specifier).removeprefix("==")
         for need in wanted:
-            if canonicalize_name(need.name) == canonicalize_name(pin.name): assert need.specifier.contains(version), str(pin)
+            if canonicalize_name(need.name) == canonicalize_name(pin.name):
+                assert need.specifier.contains(version), str(pin)
 
 
 def test_a_wheel_is_complete(tmp_path: Path) -> None:
@@ -198,8 +205,8 @@ def test_a_wheel_is_complete(tmp_path: Path) -> None:
     subprocess.run([*pip, "wheel", "--no-deps", *here, "-w", str(tmp_path), str(source)], check=True)
     (wheel,) = tmp_path.glob("*.whl")
     subprocess.run([*pip, "install", "--no-deps", "--no-compile", "--target", str(site), str(wheel)], check=True)
-    files = lambda folder: {path.relative_to(folder) for path in folder.rglob("*") if path.is_file() and path.suffix != ".pyc"}
-    assert files(site / "netinv") == files(ROOT / "netinv")
+    files = lambda package: {path.relative_to(package) for path in package.rglob("*") if path.is_file()}
+    assert files(site / "netinv") == files(source / "netinv")
     script = """
 from pathlib import Path
 import netinv

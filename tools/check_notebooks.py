@@ -53,8 +53,8 @@ def unseen(root: Path = ROOT) -> list[str]:
         for run in runs_without_result(cells):
             if len(run) <= IN_A_ROW: continue
             first = next(iter(code_lines(cells[run[IN_A_ROW] - 1])), "")
-            found.append(f"{path}, cells {run[0]} to {run[-1]}: {len(run)} export cells without a result that readers see "
-                         f"(at most {IN_A_ROW}): show what there is before cell {run[IN_A_ROW]}, {first.strip()!r}")
+            found.append(f"{path}, cells {run[0]} to {run[-1]}: {len(run)} export cells without a result that readers "
+                         f"see (at most {IN_A_ROW}): show what there is before cell {run[IN_A_ROW]}, {first.strip()!r}")
     return found
 
 
@@ -69,7 +69,7 @@ def main() -> int:
     faults = unseen() + long_lines()
     if "--rules" not in sys.argv:
         stale, untidy = stale_modules(), untidy_notebooks()
-        if stale: faults.append(f"netinv/ was behind nbs/: commit what nbdev_export has just written: {', '.join(stale)}")
+        if stale: faults.append(f"netinv/ was behind nbs/: commit what nbdev_export has written: {', '.join(stale)}")
         if untidy: faults.append(f"not clean: run nbdev_clean and commit: {', '.join(untidy)}")
     for fault in faults: print(fault, file=sys.stderr)
     if not faults: print("the notebooks keep the rules, and what is made from them is in step")

@@ -13,8 +13,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-ROOMS = """device files data runs classifier frozen bring conditioning generator losses faster objective samples inversion
-metrics interpretability sae ood traces reconstruction leaks parts studio explorer runner cli baselines""".split()  # lower rooms first
+ROOMS = """device files data runs classifier frozen bring conditioning generator losses faster objective samples
+inversion metrics interpretability sae ood traces reconstruction leaks parts studio explorer runner cli
+baselines""".split()  # lower rooms first
 LONGEST = 120  # characters of a line
 IN_A_ROW = 4   # export cells without a result
 PICTURES = {"image/png", "image/jpeg", "image/svg+xml", "text/html", "text/markdown"}
@@ -74,8 +75,8 @@ def is_too_long(line: str, cell_type: str) -> bool:
 
 def first_picture(cells: list[dict]) -> int | None:
     "The number, from 1, of the first cell with a figure or a table in its output."
-    shown = (number for number, cell in enumerate(cells, 1) for output in cell.get("outputs", []) if PICTURES & set(output.get("data", {})))
-    return next(shown, None)
+    shows = lambda cell: any(PICTURES & set(output.get("data", {})) for output in cell.get("outputs", []))
+    return next((number for number, cell in enumerate(cells, 1) if shows(cell)), None)
 
 
 def definitions(cell: dict) -> list[str]:
@@ -105,8 +106,9 @@ def modules(root: Path) -> dict[str, str]:
 
 def public_names(text: str) -> list[str]:
     "`__all__` of a module."
-    assigned = (node for node in ast.parse(text).body if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "__all__")
-    return next((ast.literal_eval(node.value) for node in assigned), [])
+    assigned = (node for node in ast.parse(text).body if isinstance(node, ast.Assign))
+    named = (node.value for node in assigned if ast.unparse(node.targets[0]) == "__all__")
+    return next(map(ast.literal_eval, named), [])
 
 
 def arrows(texts: dict[str, str]) -> set[tuple[str, str]]:
@@ -122,7 +124,8 @@ def arrows(texts: dict[str, str]) -> set[tuple[str, str]]:
 def circles(edges: set[tuple[str, str]]) -> set[str]:
     "The rooms from which arrows lead back to themselves."
     reached = {room: {b for a, b in edges if a == room} for room, _ in edges}
-    for _ in reached: reached = {room: others.union(*(reached.get(o, set()) for o in others)) for room, others in reached.items()}
+    for _ in reached:
+        reached = {room: others.union(*(reached.get(o, set()) for o in others)) for room, others in reached.items()}
     return {room for room, others in reached.items() if room in others}
 
 
@@ -139,7 +142,7 @@ def face(root: Path) -> list[str]:
 
 
 def places(root: Path, books: dict[Path, list[dict]], term: str = "gamma_pix") -> list[str]:
-    "What names the weight of a term, and so has to be edited for a new one: definitions, parameters, profiles, glossary."
+    "What names the weight of a term and has to be edited for a new one: definitions, parameters, profiles, glossary."
     found, named = [], re.compile(rf"\b{term}\b")
     for room, text in modules(root).items():
         nodes = (node for node in ast.parse(text).body if named.search(ast.unparse(node)))
@@ -147,7 +150,8 @@ def places(root: Path, books: dict[Path, list[dict]], term: str = "gamma_pix") -
     for path, cells in books.items():
         marked = [cell for cell in cells if "parameters" in cell["metadata"].get("tags", []) or path.stem == "glossary"]
         found += [f"{path.stem}.ipynb"] * any(named.search(source(cell)) for cell in marked)
-    return found + [path.name for path in sorted(root.glob("nbs/**/*.yaml")) if named.search(path.read_text(encoding="utf-8"))]
+    profiles = sorted(root.glob("nbs/**/*.yaml"))
+    return found + [path.name for path in profiles if named.search(path.read_text(encoding="utf-8"))]
 
 
 # The figures
@@ -164,10 +168,12 @@ def figures(root: Path) -> dict[str, object]:
     exported = [line for lines in exports for line in lines]
     written = [line for cells in books.values() for cell in cells for line in source(cell).splitlines()]
     share = lambda lines: f"{sum(len(line) > LONGEST for line in lines) / len(lines):.1%}"
+    p90 = lengths[int(0.9 * len(lengths))]
+    pictures = [f"{path.stem} {first_picture(cells)}/{len(cells)}" for path, cells in chapters.items()]
     largest = max((len(text.splitlines()), room) for room, text in texts.items())
     edges = arrows(texts)
     return {
-        "lines of an export cell": f"median {statistics.median(lengths):g}, p90 {lengths[int(0.9 * len(lengths))]}, of {len(lengths)}",
+        "lines of an export cell": f"median {statistics.median(lengths):g}, p90 {p90}, of {len(lengths)}",
         "export cells in a row without a result": ", ".join(f"{longest[stem]} in {stem}" for stem in worst),
         "public names used before the next export cell": f"{statistics.mean(used):.0%} of {len(used)}",
         "public names of all modules": sum(len(public_names(text)) for text in texts.values()),
@@ -180,7 +186,7 @@ def figures(root: Path) -> dict[str, object]:
         "rooms in circles": ", ".join(sorted(circles(edges))) or "none",
         "upward arrows": ", ".join(f"{a} -> {b}" for a, b in sorted(upward(edges))) or "none",
         "places to edit for a new term": f"{len(at := places(root, books))}: {', '.join(at)}",
-        "first picture": ", ".join(f"{path.stem} {first_picture(cells)}/{len(cells)}" for path, cells in chapters.items()),
+        "first picture": ", ".join(pictures),
     }
 
 
