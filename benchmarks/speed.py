@@ -102,7 +102,7 @@ def peak_mib() -> float:
     "Most memory that this process had: of the GPU where there is one, else resident."
     if torch.cuda.is_available(): return torch.cuda.max_memory_allocated() / 2**20
     status = Path("/proc/self/status")
-    if status.exists(): return int(status.read_text().partition("VmHWM:")[2].split()[0]) / 2**10  # of this process alone
+    if status.exists(): return int(status.read_text().partition("VmHWM:")[2].split()[0]) / 2**10  # without the parent's
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20  # macOS counts bytes
 
 
@@ -206,8 +206,9 @@ def plan(profile: dict, only: list[str], folder: str) -> list[tuple[str, dict]]:
         todo += [step(m, method, 160, 1) for m in profile["models"] for method in profile["methods"]
                  if method == "netinv" or method == "literal" and small(m)]
         todo += [step(m, "netinv", min(profile["batches"]), 1) for m in profile["large"]]  # in small batches alone
-    if "batches" in only: todo += [step(m, "netinv", batch, 1) for m in profile["models"] for batch in profile["batches"]]
-    if "generators" in only: todo += [step(m, "netinv", 160, k) for m in profile["models"] for k in profile["generators"]]
+    for model in profile["models"]:
+        if "batches" in only: todo += [step(model, "netinv", batch, 1) for batch in profile["batches"]]
+        if "generators" in only: todo += [step(model, "netinv", 160, k) for k in profile["generators"]]
     return todo
 
 
@@ -244,7 +245,8 @@ def main() -> None:
                 row["share of matrix rate"] = rate / machine["matrix rate"][row["dtype"]]["GFLOP/s"]
             rows.append(row)
             told = {k: v for k, v in row.items() if k not in ("part", "limit", "n", "repeats")}
-            print("  ".join(f"{k} {v:.3g}" if isinstance(v, float) else f"{k} {v}" for k, v in told.items()), flush=True)
+            numbers = [f"{k} {v:.3g}" if isinstance(v, float) else f"{k} {v}" for k, v in told.items()]
+            print("  ".join(numbers), flush=True)
     out = Path(args.out or f"benchmarks/results/speed-{device.type}.json")
     write_atomic(out, json.dumps({"machine": machine, "rows": rows}, indent=1))
     print(f"written to {out}")
