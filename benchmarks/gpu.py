@@ -129,7 +129,7 @@ def compiled(setting: Setting) -> Iterator[dict]:
     import torch
 
     import speed
-    from netinv.faster import captured
+    from netinv.graphs import captured
 
     def timed(change: Callable) -> dict:
         batch = 16 if setting.smoke else 160
