@@ -186,7 +186,7 @@ def folded(device: torch.device) -> dict:
 
 
 def captured_steps(device: torch.device) -> dict:
-    "Steps replayed from a CUDA graph are those of the plain loop, also after a weight has changed and a step was undone."
+    "Steps replayed from a CUDA graph are those of the plain loop, also after a change of weight and a step back."
     if device.type != "cuda": raise Skipped("graphs are for CUDA devices")
     runs = []
     with exact():
