@@ -79,7 +79,8 @@ def test_pages_fit_the_screen_and_everybody_can_use_them(site: str, chromium, sc
     for path in pages():
         with noting(context) as (page, _, _):
             page.goto(f"{site}/{path}")
-            if page.evaluate("document.documentElement.scrollWidth") > width: faults[str(path)] = "wider than the screen"
+            wide = page.evaluate("document.documentElement.scrollWidth") > width
+            if wide: faults[str(path)] = "wider than the screen"
             serious = [v for v in Axe().run(page).response["violations"] if v["impact"] in ("serious", "critical")]
             if serious: faults[str(path)] = {v["id"]: [node["html"][:100] for node in v["nodes"][:3]] for v in serious}
             if path.name == "inversion.html": page.screenshot(path=ARTEFACTS / f"docs_{scheme}_{width}.png")

@@ -86,7 +86,8 @@ def finish(site: Path, address: str) -> None:
     for path in sorted(site.rglob("*.html")):
         page = BeautifulSoup(path.read_text(encoding="utf-8"), "html.parser")
         typeset(page)
-        for region in page.select("pre, span.math.display, div.cell-output"): region["tabindex"] = "0"  # arrow keys scroll it
+        for region in page.select("pre, span.math.display, div.cell-output"):
+            region["tabindex"] = "0"  # so that arrow keys can scroll it
         root = "../" * (len(path.relative_to(site).parts) - 1)
         for link in page.select(f'a[href^="{address}/"]'):
             link["href"] = root + known(site, link["href"].removeprefix(f"{address}/"))
