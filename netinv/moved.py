@@ -38,7 +38,8 @@ def homes() -> dict[str, list[str]]:  # name -> rooms that define it, in alphabe
     "Every name at the top of a module of netinv, private ones included."
     found = {}
     for path in sorted(Path(__file__).parent.glob("[a-z]*.py")):
-        for name in _top_names(ast.parse(path.read_text(encoding="utf-8"))): found.setdefault(name, []).append(path.stem)
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        for name in _top_names(tree): found.setdefault(name, []).append(path.stem)
     return found
 
 # %% ../nbs/moved.ipynb #3c9bde6c
@@ -62,7 +63,8 @@ def now(
     if name in RENAMED: return f"{name} is now {RENAMED[name]}"
     if name in DIVIDED: return f"netinv.{name} is now {DIVIDED[name]}"
     if name in homes():
-        return f"{name} is now in {' and '.join(f'netinv.{home}' for home in homes()[name])}: from netinv.{homes()[name][0]} import {name}"
+        rooms = [f"netinv.{home}" for home in homes()[name]]
+        return f"{name} is now in {' and '.join(rooms)}: from {rooms[0]} import {name}"
     if f"_{name}" in homes(): return f"{name} is private now: netinv.{homes()[f'_{name}'][0]} keeps it for itself"
 
 # %% ../nbs/moved.ipynb #b88187e0
