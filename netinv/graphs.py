@@ -5,29 +5,31 @@
 # %% auto #0
 __all__ = ['Operations', 'CapturedStep', 'captured']
 
-# %% ../nbs/graphs.ipynb #d2aae994
+# %% ../nbs/graphs.ipynb #aaf92243
 import time
 from collections import Counter
 from collections.abc import Callable
 
 import torch
-from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel
+from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from .inversion import Inverter
 
-# %% ../nbs/graphs.ipynb #90b5f40b
+# %% ../nbs/graphs.ipynb #315d8018
 class Operations(TorchDispatchMode):
     "Counts the operations inside a `with` block, and those of them for which a GPU would keep Python waiting."
     waiting = ("_local_scalar_dense", "nonzero", "masked_select", "equal", "is_nonzero", "lift_fresh", "unique")
 
     def __init__(self):
         super().__init__()
-        self.counts = Counter()  # by name
+        self.counts, self.ignored = Counter(), 0  # by name; looks at numbers that only a CPU takes
 
     def __torch_dispatch__(self, function: Callable, types, args=(), kwargs=None):
-        self.counts[function._schema.name.removeprefix("aten::")] += 1
+        name = function._schema.name.removeprefix("aten::")
+        if name == "aminmax": self.ignored += 2  # `one_hot` looks at its labels, on a CPU alone
+        if name == "_local_scalar_dense" and self.ignored: self.ignored -= 1
+        else: self.counts[name] += 1
         return function(*args, **(kwargs or {}))
 
     @property
@@ -35,7 +37,7 @@ class Operations(TorchDispatchMode):
         "Those that would wait, by name."
         return {name: n for name, n in self.counts.items() if name.startswith(self.waiting)}
 
-# %% ../nbs/graphs.ipynb #2c2ee0c9
+# %% ../nbs/graphs.ipynb #790e1ae3
 class CapturedStep:
     "What `train_step` becomes: the same step, launched as one graph once it has been recorded."
     settle = 3  # steps that run as they are before one is recorded
@@ -68,7 +70,7 @@ class CapturedStep:
         self.inverter.step, self.inverter.seconds = self.inverter.step + 1, time.perf_counter() - self.inverter.began
         self.inverter.record(*self.numbers)
 
-# %% ../nbs/graphs.ipynb #a738cd23
+# %% ../nbs/graphs.ipynb #b26c6c75
 def _frozen(inverter: Inverter) -> tuple:
     "All that Python decides in a step and a user may change between two steps."
     dropouts = [(module.p, module.on) for module in inverter.generators.modules() if hasattr(module, "on")]
@@ -80,7 +82,7 @@ def _moments(inverter: Inverter) -> Tensor | None:
     state = inverter.optimizers[0].state
     return next((t for entry in state.values() for t in entry.values() if t.ndim), None)
 
-# %% ../nbs/graphs.ipynb #9e3d9caa
+# %% ../nbs/graphs.ipynb #3deda33c
 def _record(
     inverter: Inverter,
     step: Callable[[], None],
@@ -89,33 +91,17 @@ def _record(
     graph, numbers, group = torch.cuda.CUDAGraph(), [], inverter.optimizers[0].param_groups[0]
     for rng in inverter.rngs: graph.register_generator_state(rng)
     counted = inverter.step, inverter.seconds
-    decay = inverter.config["averaging"]
     inverter.record = lambda terms, *rest: numbers.extend([{name: t.detach() for name, t in terms.items()}, *rest])
-    inverter.averaged.update_parameters = lambda networks: _average(inverter.averaged, networks, decay)
     group["capturable"] = True
     try:
         with torch.cuda.graph(graph): step()
     finally:
-        del inverter.record, inverter.averaged.update_parameters
+        del inverter.record
         group["capturable"] = False
         inverter.step, inverter.seconds = counted
     return graph, [numbers[0], *(t.detach() for t in numbers[1:])]
 
-# %% ../nbs/graphs.ipynb #2e49d229
-@torch.no_grad()
-def _average(
-    averaged: AveragedModel,  # changed in place
-    network: nn.Module,
-    decay: float,
-) -> None:
-    "The running mean of weights and buffers, as `update_parameters` goes on with it after the first step."
-    mean = averaged.module
-    for ours, theirs in zip((*mean.parameters(), *mean.buffers()), (*network.parameters(), *network.buffers())):
-        if ours.is_floating_point(): ours.lerp_(theirs, 1 - decay)
-        else: ours.copy_(ours * decay + theirs * (1 - decay))
-    averaged.n_averaged += 1
-
-# %% ../nbs/graphs.ipynb #2c37322d
+# %% ../nbs/graphs.ipynb #e45e81a1
 def captured(
     inverter: Inverter,  # on a CUDA device
 ) -> Inverter:           # the same one

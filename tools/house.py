@@ -14,8 +14,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 ROOMS = """device files data runs classifier frozen bring conditioning generator losses faster objective samples
-inversion graphs metrics interpretability sae ood traces reconstruction leaks parts studio explorer runner cli
-baselines""".split()  # lower rooms first
+loop inversion graphs metrics interpretability sae garbage ood traces reconstruction leaks parts studio explorer runner
+cli baselines""".split()  # lower rooms first
 LONGEST = 120  # characters of a line
 IN_A_ROW = 4   # export cells without a result
 PICTURES = {"image/png", "image/jpeg", "image/svg+xml", "text/html", "text/markdown"}
