@@ -35,7 +35,7 @@ class Loop(Run):
         classifier: FrozenClassifier,
         *,
         objective: Objective | None = None,    # what is minimised; None: `Inversion` with its usual weights
-        generator: Callable | None = None,     # factory, shape and conditioning to network; None: the objective's choice
+        generator: Callable | None = None,     # shape and conditioning to network; None: the objective's choice
         conditioning: str = "vector-matrix",   # "label", "vector", "matrix" or "vector-matrix"
         n_generators: int = 1,                 # K >= 1, trained at once and independently
         temperature: float = 0.15,             # T > 0 in P = softmax(v / T)
@@ -74,7 +74,8 @@ class Loop(Run):
         return self.config | {"objective": type(self.objective).__name__}
 
     def __repr__(self) -> str:
-        return f"{type(self).__name__}({len(self.generators)} generators, {self.step} steps, {self.conditioning}, {self.classifier})"
+        kind, k = type(self).__name__, len(self.generators)
+        return f"{kind}({k} generators, {self.step} steps, {self.conditioning}, {self.classifier})"
 
 # %% ../nbs/loop.ipynb #dc789a54
 @patch
@@ -109,7 +110,8 @@ def _check_settings(objective, batch_size: int, n_generators: int, lr: float, av
     if batch_size < 2: raise ValueError(f"batch_size is {batch_size}: variety needs at least 2 images in a batch")
     if n_generators < 1: raise ValueError(f"n_generators is {n_generators}: expected 1 or more")
     if not 0 < lr < math.inf: raise ValueError(f"lr is {lr}: expected a number above 0")
-    if not 0 <= averaging < 1: raise ValueError(f"averaging is {averaging}: expected a decay from 0 up to, not including, 1")
+    if not 0 <= averaging < 1:
+        raise ValueError(f"averaging is {averaging}: expected a decay from 0 up to, not including, 1")
     if not isinstance(seed, Integral): raise ValueError(f"seed is {seed!r}: expected a whole number")
 
 def _whole_numbers(
@@ -190,7 +192,7 @@ def columns(
 def history(
     self: Loop,
 ):  # pandas.DataFrame, a row a step: step, seconds, total, every weight's term, accuracy, accuracy_0 ... accuracy_{N-1}
-    "How every term and the accuracy on the training batches went; NaN for a term that was off and a class not asked for."
+    "Every term and the accuracy on the training batches; NaN for a term that was off and a class not asked for."
     import pandas as pd
 
     if self.log is None: return pd.DataFrame(columns=["step", "seconds", "total", "accuracy"])
@@ -262,7 +264,7 @@ def sample(
 @patch
 def measure(
     self: Loop,
-    per_class: int | None = None,  # samples of each class and generator; None for 1,000 a generator, at least 20 a class
+    per_class: int | None = None,  # samples of each class and generator; None: 1,000 a generator, at least 20 a class
 ) -> Tensor:                       # [K, N] float32 in [0, 1], NaN for classes that are left out
     "Inversion accuracy on fresh samples with dropout on; the same samples at the same step, whatever was drawn before."
     n = self.classifier.n_classes
@@ -299,8 +301,8 @@ def check_finite(
     bad = [term for term, weight in self.objective.weights.items() if weight and not math.isfinite(numbers[term])]
     term, step = (bad or ["total"])[0], self.step - len(block) + row + 1
     self.rewind(*good)
-    raise FloatingPointError(f"the term {term!r} became {numbers[term]} at step {step}: the generators are back at step "
-                             f"{self.step}; lower its weight or lr, or check the classifier")
+    raise FloatingPointError(f"the term {term!r} became {numbers[term]} at step {step}: the generators are back at "
+                             f"step {self.step}; lower its weight or lr, or check the classifier")
 
 # %% ../nbs/loop.ipynb #b95e2f44
 @patch
@@ -354,6 +356,6 @@ def fit(
                     self.save_checkpoint(checkpoint_dir, start=start, reached=None)
                     last = self.step
         finally:
-            if self.log and self.log.filled: self.log.read()  # an interrupted run can be looked at, saved and gone on with
+            if self.log and self.log.filled: self.log.read()  # for a run that was interrupted
     if checkpoint_dir: self.save_checkpoint(checkpoint_dir, start=start, reached=until if done else None)
     return self.history
