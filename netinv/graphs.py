@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Operations', 'CapturedStep', 'captured']
 
-# %% ../nbs/graphs.ipynb #aaf92243
+# %% ../nbs/graphs.ipynb #95fa2830
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -16,7 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from .inversion import Inverter
 
-# %% ../nbs/graphs.ipynb #315d8018
+# %% ../nbs/graphs.ipynb #2ff5a1b2
 class Operations(TorchDispatchMode):
     "Counts the operations inside a `with` block, and those of them for which a GPU would keep Python waiting."
     waiting = ("_local_scalar_dense", "nonzero", "masked_select", "equal", "is_nonzero", "lift_fresh", "unique")
@@ -37,7 +37,7 @@ class Operations(TorchDispatchMode):
         "Those that would wait, by name."
         return {name: n for name, n in self.counts.items() if name.startswith(self.waiting)}
 
-# %% ../nbs/graphs.ipynb #790e1ae3
+# %% ../nbs/graphs.ipynb #ea0f27ef
 class CapturedStep:
     "What `train_step` becomes: the same step, launched as one graph once it has been recorded."
     settle = 3  # steps that run as they are before one is recorded
@@ -70,7 +70,7 @@ class CapturedStep:
         self.inverter.step, self.inverter.seconds = self.inverter.step + 1, time.perf_counter() - self.inverter.began
         self.inverter.record(*self.numbers)
 
-# %% ../nbs/graphs.ipynb #b26c6c75
+# %% ../nbs/graphs.ipynb #fa756dab
 def _frozen(inverter: Inverter) -> tuple:
     "All that Python decides in a step and a user may change between two steps."
     dropouts = [(module.p, module.on) for module in inverter.generators.modules() if hasattr(module, "on")]
@@ -82,7 +82,7 @@ def _moments(inverter: Inverter) -> Tensor | None:
     state = inverter.optimizers[0].state
     return next((t for entry in state.values() for t in entry.values() if t.ndim), None)
 
-# %% ../nbs/graphs.ipynb #3deda33c
+# %% ../nbs/graphs.ipynb #86c405f4
 def _record(
     inverter: Inverter,
     step: Callable[[], None],
@@ -101,7 +101,7 @@ def _record(
         inverter.step, inverter.seconds = counted
     return graph, [numbers[0], *(t.detach() for t in numbers[1:])]
 
-# %% ../nbs/graphs.ipynb #e45e81a1
+# %% ../nbs/graphs.ipynb #ee1dc29b
 def captured(
     inverter: Inverter,  # on a CUDA device
 ) -> Inverter:           # the same one
