@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Operations', 'CapturedStep', 'captured']
 
-# %% ../nbs/graphs.ipynb #95fa2830
+# %% ../nbs/graphs.ipynb #37ba770c
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -16,10 +16,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from .inversion import Inverter
 
-# %% ../nbs/graphs.ipynb #2ff5a1b2
+# %% ../nbs/graphs.ipynb #01a625a1
 class Operations(TorchDispatchMode):
     "Counts the operations inside a `with` block, and those of them for which a GPU would keep Python waiting."
-    waiting = ("_local_scalar_dense", "nonzero", "masked_select", "equal", "is_nonzero", "lift_fresh", "unique")
+    waiting = {"_local_scalar_dense", "nonzero", "masked_select", "equal", "_unique2", "lift_fresh", "index by mask"}
 
     def __init__(self):
         super().__init__()
@@ -28,6 +28,8 @@ class Operations(TorchDispatchMode):
     def __torch_dispatch__(self, function: Callable, types, args=(), kwargs=None):
         name = function._schema.name.removeprefix("aten::")
         if name == "aminmax": self.ignored += 2  # `one_hot` looks at its labels, on a CPU alone
+        masks = args[1] if name in ("index", "index_put", "index_put_") else ()
+        if any(t is not None and t.dtype == torch.bool for t in masks): name = "index by mask"
         if name == "_local_scalar_dense" and self.ignored: self.ignored -= 1
         else: self.counts[name] += 1
         return function(*args, **(kwargs or {}))
@@ -35,9 +37,9 @@ class Operations(TorchDispatchMode):
     @property
     def waits(self) -> dict[str, int]:
         "Those that would wait, by name."
-        return {name: n for name, n in self.counts.items() if name.startswith(self.waiting)}
+        return {name: n for name, n in self.counts.items() if name in self.waiting}
 
-# %% ../nbs/graphs.ipynb #ea0f27ef
+# %% ../nbs/graphs.ipynb #34c113a9
 class CapturedStep:
     "What `train_step` becomes: the same step, launched as one graph once it has been recorded."
     settle = 3  # steps that run as they are before one is recorded
@@ -70,7 +72,7 @@ class CapturedStep:
         self.inverter.step, self.inverter.seconds = self.inverter.step + 1, time.perf_counter() - self.inverter.began
         self.inverter.record(*self.numbers)
 
-# %% ../nbs/graphs.ipynb #fa756dab
+# %% ../nbs/graphs.ipynb #11cd5da0
 def _frozen(inverter: Inverter) -> tuple:
     "All that Python decides in a step and a user may change between two steps."
     dropouts = [(module.p, module.on) for module in inverter.generators.modules() if hasattr(module, "on")]
@@ -82,7 +84,7 @@ def _moments(inverter: Inverter) -> Tensor | None:
     state = inverter.optimizers[0].state
     return next((t for entry in state.values() for t in entry.values() if t.ndim), None)
 
-# %% ../nbs/graphs.ipynb #86c405f4
+# %% ../nbs/graphs.ipynb #9fe1b135
 def _record(
     inverter: Inverter,
     step: Callable[[], None],
@@ -101,7 +103,7 @@ def _record(
         inverter.step, inverter.seconds = counted
     return graph, [numbers[0], *(t.detach() for t in numbers[1:])]
 
-# %% ../nbs/graphs.ipynb #ee1dc29b
+# %% ../nbs/graphs.ipynb #24c4a3fb
 def captured(
     inverter: Inverter,  # on a CUDA device
 ) -> Inverter:           # the same one
