@@ -30,7 +30,6 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
-
     from netinv.inversion import Inverter
 
 # %% ../nbs/12_cli.ipynb #542aece3

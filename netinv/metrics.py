@@ -12,7 +12,7 @@ __all__ = ['Observed', 'observe', 'intended_labels', 'class_means', 'inversion_a
 import contextlib
 import io
 import math
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple, TYPE_CHECKING
 
 import numpy as np
 import torch

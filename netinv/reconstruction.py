@@ -15,7 +15,7 @@ import os
 import threading
 import warnings
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, is_dataclass, replace
+from dataclasses import asdict, dataclass, is_dataclass
 from functools import cached_property
 
 import torch
@@ -24,11 +24,15 @@ from fastcore.basics import patch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from .classifier import ClassifierOutput, FrozenClassifier, first_line, folded_weights, layer_calls, probe_images, sorted_weight
+from netinv.classifier import (
+    ClassifierOutput, FrozenClassifier, first_line, folded_weights, layer_calls, probe_images, sorted_weight,
+)
 from .conditioning import Condition
-from .data import Split, image_grid, pick_amp, to_float
+from .data import Split, pick_amp, to_float
 from .inversion import Inverter, Samples, as_frozen, check_weights
-from .losses import ce_loss, cosine_loss, full_precision, gradient_norm_loss, kl_loss, ortho_loss, pixel_loss, unit_rows, variation_loss
+from netinv.losses import (
+    ce_loss, cosine_loss, full_precision, gradient_norm_loss, kl_loss, ortho_loss, pixel_loss, unit_rows, variation_loss,
+)
 from .metrics import manifold_scores
 
 # %% ../nbs/10_reconstruction.ipynb #0cb9ee31

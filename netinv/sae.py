@@ -19,7 +19,7 @@ from fastcore.basics import patch
 from torch import Tensor, nn
 
 from .classifier import FrozenClassifier
-from .data import image_grid, load_tensors, save_tensors, to_float
+from .data import load_tensors, save_tensors, to_float
 from .interpretability import check_features
 from .metrics import Observed
 

@@ -34,7 +34,9 @@ from .conditioning import CONDITIONINGS
 from .data import ImageData, image_grid, to_float
 from .inversion import InversionWeights, Inverter, Samples, as_frozen
 from .ood import ood_score
-from .reconstruction import Perturbation, ReconstructionObjective, ReconstructionWeights, centred_rows, recipe_settings
+from netinv.reconstruction import (
+    Perturbation, ReconstructionObjective, ReconstructionWeights, centred_rows, recipe_settings,
+)
 
 # %% ../nbs/11_widgets.ipynb #fdc62bed
 SYMBOLS = {  # name: symbol, term, what a larger value does

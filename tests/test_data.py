@@ -1,43 +1,24 @@
-"""netinv.data against damaged, hostile, missing and odd files; the plain cases are in nbs/00_data.ipynb."""
+"""netinv.data against damaged, hostile, missing and odd files; the plain cases are in nbs/data.ipynb."""
 
 import gzip
 import hashlib
-import os
 import pickle
-import re
-import subprocess
-import sys
 import urllib.error
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from faults import damaged, one_sentence
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
 from netinv import data as nd
+from netinv.files import load_tensors
 
 DIGITS = [str(digit) for digit in range(10)]
 IDX = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")
-
-
-def one_sentence(error: BaseException, *parts: object) -> None:
-    "Assert that a message is a single sentence that a person can use."
-    text = str(error)
-    assert text and "\n" not in text and len(text) < 700, text
-    assert not re.search(r"\. [A-Z]", text) and not text.endswith("."), text
-    for part in parts: assert str(part) in text, text
-
-
-def damaged(blob: bytes, n: int, seed: int):
-    "n damaged copies of some bytes: cut short, and with one bit flipped, in turn."
-    rng = np.random.default_rng(seed)
-    for i in range(n):
-        place = int(rng.integers(len(blob)))
-        if i % 2: yield blob[:place]
-        else: yield blob[:place] + bytes([blob[place] ^ (1 << int(rng.integers(8)))]) + blob[place + 1 :]
 
 
 def noise(n: int, *shape: int, seed: int = 0) -> np.ndarray:
@@ -116,16 +97,6 @@ def test_entries_hidden_in_a_comment(tmp_path):
     one_sentence(info.value, path, "directory is damaged")
 
 
-def test_damaged_tensors(tmp_path):
-    path = tmp_path / "some.safetensors"
-    nd.save_tensors(path, {"a": torch.randn(5, 4), "b": torch.arange(7)}, {"step": 12})
-    blob = path.read_bytes()
-    for bad in damaged(blob, 300, seed=2):
-        path.write_bytes(bad)
-        with pytest.raises(ValueError) as info: nd.load_tensors(path)
-        one_sentence(info.value, path)
-
-
 def test_damaged_idx(tiny_mnist):
     assert nd.load_data("mnist").train.images.shape == (20, 1, 28, 28)
     for name in IDX:
@@ -183,77 +154,11 @@ def test_objects_in_npz_stay_closed(tmp_path, bomb, key):
 
 
 @pytest.mark.parametrize("dump", [lambda x, path: path.write_bytes(pickle.dumps(x)), torch.save])
-@pytest.mark.parametrize("name, load", [("x.npz", nd.load_data), ("x.safetensors", nd.load_tensors)])
+@pytest.mark.parametrize("name, load", [("x.npz", nd.load_data), ("x.safetensors", load_tensors)])
 def test_renamed_pickles_stay_closed(tmp_path, bomb, dump, name, load):
     dump({"train_images": bomb}, tmp_path / name)
     with pytest.raises(ValueError) as info: load(tmp_path / name)
     one_sentence(info.value, name)
-
-
-# Writing
-
-
-def test_full_disk_keeps_the_old_file(tmp_path):
-    pytest.importorskip("resource")
-    script = f"""
-import resource, signal, torch
-from netinv.data import save_tensors, write_atomic
-write_atomic({str(tmp_path / "note.txt")!r}, "old")
-save_tensors({str(tmp_path / "w.safetensors")!r}, {{"w": torch.ones(3)}}, {{"step": 1}})
-signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000))
-for save in (lambda: write_atomic({str(tmp_path / "note.txt")!r}, "x" * 100_000),
-             lambda: save_tensors({str(tmp_path / "w.safetensors")!r}, {{"w": torch.ones(100_000)}})):
-    try: save()
-    except OSError as e: print(e)
-"""
-    out = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout.splitlines()
-    assert len(out) == 2
-    for line, name in zip(out, ("note.txt", "w.safetensors")):
-        one_sentence(OSError(line), name, "could not be written", "unchanged")
-    assert sorted(os.listdir(tmp_path)) == ["note.txt", "w.safetensors"]
-    assert (tmp_path / "note.txt").read_text() == "old"
-    tensors, meta = nd.load_tensors(tmp_path / "w.safetensors")
-    assert torch.equal(tensors["w"], torch.ones(3)) and meta == {"step": 1}
-
-
-@pytest.mark.parametrize("stage", ["fsync", "replace"])
-def test_interrupted_write_keeps_the_old_file(tmp_path, monkeypatch, stage):
-    def interrupt(*args): raise KeyboardInterrupt
-    nd.write_atomic(tmp_path / "note.txt", "old")
-    monkeypatch.setattr(nd.os, stage, interrupt)
-    with pytest.raises(KeyboardInterrupt): nd.write_atomic(tmp_path / "note.txt", "new")
-    assert os.listdir(tmp_path) == ["note.txt"] and (tmp_path / "note.txt").read_text() == "old"
-
-
-def test_tensors_of_all_kinds_come_back(tmp_path):
-    shared = torch.randn(4, 6)
-    tensors = {
-        "bf16": torch.randn(3, 2).bfloat16(), "bool": torch.tensor([True, False]), "scalar": torch.tensor(3),
-        "empty": torch.zeros(0, 5), "turned": shared.T, "slice": shared[1:3], 'a "quoted" name': torch.zeros(1),
-        "state": torch.Generator().get_state(),
-    }  # fmt: skip
-    meta = {"netinv_sha256": "0" * 64, "nested": {"list": [1, 2.5, None]}, "text": "é\n"}
-    nd.save_tensors(tmp_path / "a", tensors, meta)
-    back, meta_back = nd.load_tensors(tmp_path / "a")
-    assert meta_back == meta and back.keys() == tensors.keys()
-    for name, tensor in tensors.items():
-        assert back[name].dtype == tensor.dtype and torch.equal(back[name], tensor), name
-    nd.save_tensors(tmp_path / "b", tensors, meta)
-    assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
-
-
-def test_tensors_of_other_programs(tmp_path):
-    from safetensors.torch import load_file, save_file
-
-    save_file({"w": torch.ones(2)}, tmp_path / "a", metadata={"format": "pt"})
-    save_file({"w": torch.ones(2)}, tmp_path / "b")
-    assert nd.load_tensors(tmp_path / "a")[1] == {"format": "pt"}
-    assert nd.load_tensors(tmp_path / "b")[1] == {}
-    nd.save_tensors(tmp_path / "c", {"w": torch.ones(2)}, {})
-    assert torch.equal(load_file(tmp_path / "c")["w"], torch.ones(2))  # and they read ours
-    with pytest.raises(FileNotFoundError) as info: nd.load_tensors(tmp_path / "d")
-    one_sentence(info.value, tmp_path / "d")
 
 
 # Subsets
@@ -491,7 +396,8 @@ def test_cifar10_in_torchvisions_layout(tmp_path, monkeypatch, bomb):
         sums[name] = [name, hashlib.md5((folder / name).read_bytes()).hexdigest()]
     monkeypatch.setattr(CIFAR10, "train_list", [sums[name] for name in batches[:5]])
     monkeypatch.setattr(CIFAR10, "test_list", [sums["test_batch"]])
-    monkeypatch.setattr(CIFAR10, "meta", {"filename": "batches.meta", "key": "label_names", "md5": sums["batches.meta"][1]})
+    meta = {"filename": "batches.meta", "key": "label_names", "md5": sums["batches.meta"][1]}
+    monkeypatch.setattr(CIFAR10, "meta", meta)
     data = nd.load_data("cifar10")
     assert torch.equal(data.test.images.cpu(), torch.from_numpy(images)) and data.classes[9] == "truck"
     assert len(data.train) == 50 and data.train.labels[:10].tolist() == list(range(10))
@@ -582,47 +488,3 @@ def test_image_grid_takes_bytes_and_floats():
     assert np.array_equal(np.asarray(from_bytes)[1:6, 1:5], images[0].permute(1, 2, 0))
     odd = torch.tensor([-1.0, 2.0, float("nan"), float("inf")]).view(1, 1, 2, 2)
     assert np.asarray(nd.image_grid(odd, scale=1, padding=0))[..., 0].ravel().tolist() == [0, 255, 0, 255]
-
-
-# The mend
-
-
-def run(script: str) -> str:
-    "What a fresh interpreter prints."
-    return subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout.strip()
-
-
-def test_torchvision_can_be_imported_after_netinv():
-    script = "import sys, netinv.data; print('torchvision' in sys.modules); import torchvision.models; print('fine')"
-    assert run(script).split() == ["False", "fine"]
-
-
-@pytest.mark.parametrize("loads, cuda, defined", [(True, None, False), (False, None, True), (False, "13.0", False)])
-def test_operators_are_defined_only_where_they_cannot_be_loaded(tmp_path, loads, cuda, defined):
-    (tmp_path / "torchvision").mkdir()
-    (tmp_path / "torchvision" / "__init__.py").write_text("raise RuntimeError('the mend must not import torchvision')")
-    (tmp_path / "torchvision" / "_C.so").touch()
-    script = f"""
-import sys, torch
-sys.path.insert(0, {str(tmp_path)!r})
-torch.version.cuda = {cuda!r}
-if {loads}: torch.ops.load_library = lambda path: print(path)
-import netinv.data
-print(hasattr(torch.ops.torchvision, "nms"))
-"""
-    compiled = [str(tmp_path / "torchvision" / "_C.so")] * loads
-    assert run(script).splitlines() == [*compiled, str(defined)]
-
-
-def test_devices_and_dtypes(monkeypatch):
-    assert nd.pick_device("cpu") == torch.device("cpu")
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
-    assert nd.pick_device() == torch.device("cpu")
-    with pytest.raises(ValueError) as info: nd.load_data("digits", device="cuda:99")
-    one_sentence(info.value, "cuda:99")
-    for has, dtype in ((True, torch.bfloat16), (False, None)):
-        monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda has=has: has)
-        monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
-        assert nd.pick_amp("auto", "cpu") is dtype
-    assert nd.pick_amp(None) is nd.pick_amp("off") is None and nd.pick_amp(torch.bfloat16) is torch.bfloat16

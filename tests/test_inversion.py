@@ -17,7 +17,8 @@ from networks import worn_cnn
 
 from netinv.baselines import DeepInverter, PixelInverter
 from netinv.classifier import CNN, FrozenClassifier
-from netinv.inversion import InversionWeights, Inverter, Log, Samples, spread, summary, weigh
+from netinv.inversion import InversionWeights, Inverter, Samples, spread, summary, weigh
+from netinv.runs import Log
 
 SMALL = dict(batch_size=8, width=16, latent_dim=8, amp="off")
 QUIET = dict(progress=False)
