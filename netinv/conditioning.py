@@ -37,10 +37,10 @@ def one_hot(
 def label_vector(
     labels: Tensor,                            # [B] int64, where the largest entry shall be
     n_classes: int,                            # N
-    generator: torch.Generator | None = None,  # of the device of `labels`
+    rng: torch.Generator | None = None,        # of the device of `labels`
 ) -> Tensor:                                   # [B, N] float32
     "Standard normal vectors whose largest entry is at `labels` (section 3.2.2)."
-    v = torch.randn(len(labels), n_classes, generator=generator, device=labels.device)
+    v = torch.randn(len(labels), n_classes, generator=rng, device=labels.device)
     top, asked = v.max(1, keepdim=True), labels[:, None]
     return v.scatter(1, top.indices, v.gather(1, asked)).scatter(1, asked, top.values)
 
@@ -81,14 +81,14 @@ class Conditioning:
         self,
         batch: int,                                # B
         labels: Tensor | None = None,              # [B] int64; drawn uniformly from `classes` where None
-        generator: torch.Generator | None = None,  # its device is the condition's; CPU where both are None
+        rng: torch.Generator | None = None,  # its device is the condition's; CPU where both are None
     ) -> Condition:
         "Conditions for `labels`, or for labels drawn at random."
-        device = generator.device if generator is not None else "cpu" if labels is None else labels.device
+        device = rng.device if rng is not None else "cpu" if labels is None else labels.device
         allowed = torch.tensor(self.classes, device=device)
-        if labels is None: labels = allowed[torch.randint(len(allowed), (batch,), generator=generator, device=device)]
+        if labels is None: labels = allowed[torch.randint(len(allowed), (batch,), generator=rng, device=device)]
         labels = _check_labels(labels, batch, self).to(device)
-        vector = label_vector(labels, self.n_classes, generator) if self.has_vector else None
+        vector = label_vector(labels, self.n_classes, rng) if self.has_vector else None
         target_probs = one_hot(labels, self.n_classes) if vector is None else self._soften(vector, allowed)
         matrix = label_matrix(labels, self.n_classes, self.matrix_size) if self.has_matrix else None
         return Condition(labels, target_probs, vector, matrix)

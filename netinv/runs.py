@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['SYNC_EVERY', 'Log', 'fingerprint', 'Run', 'write_run', 'read_config', 'save_network', 'load_network']
 
-# %% ../nbs/runs.ipynb #a78304d7
+# %% ../nbs/runs.ipynb #830d7216
 import hashlib
 import json
 import os
@@ -15,12 +15,12 @@ import torch
 from fastcore.basics import patch
 from torch import Tensor, nn
 
-from .data import load_tensors, save_tensors, write_atomic
+from .files import load_tensors, save_tensors, write_atomic
 
-# %% ../nbs/runs.ipynb #8f0e1cba
+# %% ../nbs/runs.ipynb #01e6dff9
 SYNC_EVERY = 10  # steps between two looks at the numbers
 
-# %% ../nbs/runs.ipynb #653722a3
+# %% ../nbs/runs.ipynb #9ebcffe4
 class Log:
     "Rows of numbers, written on the device and read in blocks."
     def __init__(self, columns: list[str], device: torch.device):
@@ -44,7 +44,7 @@ class Log:
         self.table, self.filled = torch.cat([self.table, new]), 0
         return new
 
-# %% ../nbs/runs.ipynb #23e3d278
+# %% ../nbs/runs.ipynb #846bc065
 def fingerprint(
     network: nn.Module,
 ) -> str:  # 64 hexadecimal digits
@@ -56,7 +56,7 @@ def fingerprint(
             digest.update(t.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
 
-# %% ../nbs/runs.ipynb #6395b18f
+# %% ../nbs/runs.ipynb #6bc8015e
 class Run:
     "A training that can be stopped, gone on with and taken back; the base of `Inverter` and of the classifier's `Trainer`."
     file = "checkpoint.safetensors"  # its name in the folder of a run
@@ -78,7 +78,7 @@ class Run:
     def take(self, state: dict[str, Tensor]) -> None:
         "Put back what `more` gave."
 
-# %% ../nbs/runs.ipynb #e5bdda99
+# %% ../nbs/runs.ipynb #1a0dc473
 @patch
 def state(self: Run) -> dict[str, Tensor]:
     "Weights, moments and random states by name, as references."
@@ -88,7 +88,7 @@ def state(self: Run) -> dict[str, Tensor]:
                for name, t in own.items() if isinstance(t, Tensor)},
             **{f"rngs.{k}": rng.get_state() for k, rng in enumerate(self.rngs)}, **self.more()}
 
-# %% ../nbs/runs.ipynb #14bc8e76
+# %% ../nbs/runs.ipynb #c63024ae
 @patch
 def restore(
     self: Run,
@@ -105,13 +105,13 @@ def restore(
     for k, rng in enumerate(self.rngs): rng.set_state(state[f"rngs.{k}"].cpu())
     self.take(state)
 
-# %% ../nbs/runs.ipynb #b144edaa
+# %% ../nbs/runs.ipynb #b2bf59fc
 @patch
 def snapshot(self: Run) -> tuple[int, dict[str, Tensor]]:  # the step, and a copy of `state`
     "What `rewind` needs to come back to this step."
     return self.step, {name: t.clone() for name, t in self.state().items()}
 
-# %% ../nbs/runs.ipynb #d4e85d75
+# %% ../nbs/runs.ipynb #55b5b972
 @patch
 def rewind(
     self: Run,
@@ -123,12 +123,14 @@ def rewind(
     if self.log: self.log.cut(step)
     self.restore(state)
 
-# %% ../nbs/runs.ipynb #a1b887d8
+# %% ../nbs/runs.ipynb #1a8eba8d
 @patch
 def save_checkpoint(
     self: Run,
     folder: str | os.PathLike,
-    **progress,  # what the loop wants to find again, ready for JSON
+    *,
+    also: dict[str, Tensor] | None = None,  # tensors that are kept beside the state
+    **progress,                             # what the loop wants to find again, ready for JSON
 ) -> None:
     "Write the checkpoint, atomically; an `OSError` leaves the last one as it was."
     groups = [[{k: v for k, v in group.items() if k != "params"} for group in optimizer.param_groups]
@@ -137,9 +139,9 @@ def save_checkpoint(
             "schedules": [schedule.state_dict() for schedule in self.schedules],
             "columns": self.log.columns if self.log else None, **progress}
     log = {"log": self.log.table, "log.seconds": torch.tensor(self.log.seconds, dtype=torch.float64)} if self.log else {}
-    save_tensors(Path(folder) / self.file, {**self.state(), **log}, meta)
+    save_tensors(Path(folder) / self.file, {**self.state(), **log, **(also or {})}, meta)
 
-# %% ../nbs/runs.ipynb #0a2180fc
+# %% ../nbs/runs.ipynb #d4d45619
 @patch
 def check_checkpoint(
     self: Run,
@@ -154,7 +156,7 @@ def check_checkpoint(
         raise ValueError(f"{path} was written with {then}, this {type(self).__name__.lower()} has {here}: "
                          "use the same settings, or another folder")
 
-# %% ../nbs/runs.ipynb #919485b6
+# %% ../nbs/runs.ipynb #5af8750d
 @patch
 def load_checkpoint(
     self: Run,
@@ -173,7 +175,7 @@ def load_checkpoint(
         self.log.table, self.log.seconds = tensors["log"], tensors["log.seconds"].tolist()
     return meta
 
-# %% ../nbs/runs.ipynb #c2c72167
+# %% ../nbs/runs.ipynb #4f75c2d7
 @patch
 def resume(
     self: Run,
@@ -183,7 +185,7 @@ def resume(
     if folder is None: raise ValueError("resume=True needs checkpoint_dir, the folder of the run to go on with")
     return self.load_checkpoint(folder) if (Path(folder) / self.file).exists() else {}
 
-# %% ../nbs/runs.ipynb #1ee579bc
+# %% ../nbs/runs.ipynb #2cc2d10e
 def _content(
     name: str,  # of the file
     value,      # what it shall hold
@@ -195,7 +197,7 @@ def _content(
     if name.endswith(".json"): return json.dumps(value, indent=2)
     return value.to_csv(index=False) if name.endswith(".csv") else value
 
-# %% ../nbs/runs.ipynb #966803a8
+# %% ../nbs/runs.ipynb #20832c96
 def write_run(
     folder: str | os.PathLike,
     files: dict[str, object],  # by name: dict (.yaml, .json), DataFrame (.csv), (tensors, meta) (.safetensors) or bytes
@@ -206,7 +208,7 @@ def write_run(
         if name.endswith(".safetensors"): save_tensors(path, *value)
         else: write_atomic(path, _content(name, value))
 
-# %% ../nbs/runs.ipynb #f781e9db
+# %% ../nbs/runs.ipynb #246149df
 def read_config(
     folder: str | os.PathLike,
     *needed: str,  # keys that must be there
@@ -221,7 +223,7 @@ def read_config(
         raise ValueError(f"{path} is damaged ({type(e).__name__}): save the run anew") from e
     return config
 
-# %% ../nbs/runs.ipynb #a76589d9
+# %% ../nbs/runs.ipynb #eca26791
 def save_network(
     path: str | os.PathLike,  # ends in .safetensors
     network: nn.Module,
@@ -230,7 +232,7 @@ def save_network(
     "Write weights and description, atomically."
     save_tensors(path, network.state_dict(), about)
 
-# %% ../nbs/runs.ipynb #b1b2a68f
+# %% ../nbs/runs.ipynb #9c9c6f7a
 def load_network(
     path: str | os.PathLike,
     kind: str,      # what the file shall hold, for the error

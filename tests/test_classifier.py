@@ -12,17 +12,10 @@ from torch import Tensor, nn
 
 from networks import worn_cnn
 
-from netinv.classifier import (
-    CNN,
-    FrozenClassifier,
-    accuracy,
-    augmented,
-    borrowed_rng,
-    load_weights,
-    predictions,
-    save_weights,
-    train_classifier,
-)
+from netinv.classifier import CNN, augmented, load_weights, predictions, save_weights, train_classifier
+from netinv.device import borrowed_rng
+from netinv.samples import accuracy
+from netinv.frozen import FrozenClassifier
 from netinv.data import ImageData, Split, load_data, to_float
 
 

@@ -16,8 +16,10 @@ from torch import nn
 from networks import worn_cnn
 
 from netinv.baselines import DeepInverter, PixelInverter
-from netinv.classifier import CNN, FrozenClassifier
-from netinv.inversion import InversionWeights, Inverter, Samples, spread, summary, weigh
+from netinv.classifier import CNN
+from netinv.frozen import FrozenClassifier
+from netinv.inversion import InversionWeights, Inverter, summary, weigh
+from netinv.samples import Samples, spread
 from netinv.runs import Log
 
 SMALL = dict(batch_size=8, width=16, latent_dim=8, amp="off")

@@ -1,4 +1,4 @@
-"The garbage class: what is drawn, what is learnt, and how it is measured."
+"The garbage class: how it is added, what is learnt, and how it is measured."
 import copy
 
 import numpy as np
@@ -10,53 +10,44 @@ from hypothesis import strategies as st
 from sklearn.metrics import roc_curve
 from torch import nn
 
-from netinv.classifier import CNN, FrozenClassifier, accuracy, train_classifier
-from netinv.data import load_data
-from netinv.ood import (FAMILIES, baseline_scores, epoch_garbage, evaluate_ood, garbage_pool, in_distribution, log_probabilities, margins,
-                        ood_score, separation, threshold_area, train_with_garbage, with_garbage_class)
+from netinv.classifier import CNN, train_classifier
+from netinv.data import ImageData, load_data
+from netinv.frozen import FrozenClassifier
+from netinv.garbage import FAMILIES
+from netinv.ood import (
+    baseline_scores, epoch_garbage, evaluate_ood, in_distribution, log_probabilities, margins, ood_score, separation,
+    threshold_area, train_with_garbage, with_garbage_class,
+)
+from netinv.samples import accuracy
 
 QUIET = {"progress": False, "device": "cpu"}
 
 
+def freeze(model: nn.Module, shape: tuple[int, int, int] = (1, 28, 28)) -> FrozenClassifier:
+    return FrozenClassifier(model, shape=shape, device="cpu")
+
+
 @pytest.fixture(scope="module")
-def digits():
+def digits() -> ImageData:
     return load_data("digits", device="cpu")
 
 
 @pytest.fixture(scope="module")
-def hardened(digits):
+def plain(digits) -> nn.Module:
+    return train_classifier(digits, epochs=4, device="cpu", progress=False)
+
+
+@pytest.fixture(scope="module")
+def hardened(digits) -> nn.Module:
     return train_with_garbage(digits, epochs=4, inverted=60, seed=0, **QUIET)
-
-
-@pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("shape", [(1, 28, 28), (3, 32, 32), (2, 17, 30)])
-def test_families_draw_images_of_any_shape(family: str, shape: tuple[int, int, int]) -> None:
-    images = torch.randint(0, 256, (7, *shape), dtype=torch.uint8)
-    once, again = (FAMILIES[family](12, images, torch.Generator().manual_seed(3)) for _ in range(2))
-    assert once.shape == (12, *shape) and 0 <= once.min() and once.max() <= 1 and torch.equal(once, again)
-    assert (once.flatten(1).std(1) > 0).any() and len(once.flatten(1).unique(dim=0)) > 6
-
-
-def test_shuffled_tiles_keep_every_pixel() -> None:
-    from netinv.ood import _shuffled_tiles
-
-    images = torch.rand(5, 3, 28, 28)
-    shuffled = _shuffled_tiles(images, 7, torch.Generator().manual_seed(0))
-    assert not torch.equal(shuffled, images)
-    assert torch.equal(shuffled.flatten(1).sort(1).values, images.flatten(1).sort(1).values)
-
-
-def test_a_pool_has_all_families_and_the_size_asked_for(digits) -> None:
-    rng = torch.Generator().manual_seed(0)
-    assert garbage_pool(100, digits.train.images, rng).shape == (100, *digits.shape)
-    with pytest.raises(ValueError, match="'shoes' of garbage is unknown"): garbage_pool(10, digits.train.images, rng, ["shoes"])
 
 
 def test_recipes_fill_an_epoch_as_they_say(digits) -> None:
     rng, found = torch.Generator().manual_seed(0), torch.full((40, *digits.shape), 77, dtype=torch.uint8)
     inverted = lambda pool: int((pool == 77).flatten(1).all(1).sum())
     paper, diverse = (epoch_garbage(recipe, 100, digits.train.images, found, rng) for recipe in ("paper", "diverse"))
-    assert (len(paper), inverted(paper)) == (140, 40) and (len(diverse), inverted(diverse)) == (100, 25)
+    assert (len(paper), inverted(paper)) == (140, 40)
+    assert (len(diverse), inverted(diverse)) == (100, 25)
 
 
 def test_a_garbage_class_leaves_the_other_logits_alone() -> None:
@@ -80,12 +71,15 @@ class Heads(nn.Module):
         if self.kind == "cosine": return F.linear(self.body(x), F.normalize(self.head.weight))
         out = self.head(self.body(x))
         if self.kind == "scaled": return 9 * F.normalize(out, dim=1)
-        return out + self.conv(x).flatten(1) if self.kind == "two" else out.softmax(1) if self.kind == "softmax" else out
+        if self.kind == "two": return out + self.conv(x).flatten(1)
+        return out.softmax(1) if self.kind == "softmax" else out
 
 
-@pytest.mark.parametrize("kind, says", [("plain", None), ("convolution", None), ("cosine", "no plain nn.Linear"), ("two", "answers differently with one output more"),
-                                        ("scaled", "answers differently with one output more"),
-                                        ("softmax", "returns probabilities")])
+@pytest.mark.parametrize("kind, says", [
+    ("plain", None), ("convolution", None), ("cosine", "no plain nn.Linear"),
+    ("two", "answers differently with one output more"), ("scaled", "answers differently with one output more"),
+    ("softmax", "returns probabilities"),
+])  # fmt: skip
 def test_the_garbage_class_goes_where_the_logits_come_from(kind: str, says: str | None) -> None:
     model, images = Heads(kind), torch.rand(5, 1, 8, 8)
     if says is None:
@@ -96,31 +90,58 @@ def test_the_garbage_class_goes_where_the_logits_come_from(kind: str, says: str 
         with pytest.raises(ValueError, match=says): with_garbage_class(model, (1, 8, 8), 10)
 
 
+def test_a_garbage_class_needs_one_logit_for_each_class() -> None:
+    with pytest.raises(ValueError, match="CNN returns 10 logits for 7 classes: give a model with 8 logits instead"):
+        with_garbage_class(CNN((1, 8, 8), 10), (1, 8, 8), 7)
+
+
 def test_scores_are_those_of_eval_mode_and_leave_the_model_alone() -> None:
     model = nn.Sequential(nn.Flatten(), nn.BatchNorm1d(64), nn.Dropout(0.5), nn.Linear(64, 3))
     images = torch.rand(50, 1, 8, 8)
     before = {name: t.clone() for name, t in model.state_dict().items()}
-    scores = ood_score(model.train(), images)
-    assert torch.equal(scores, ood_score(model, images)) and torch.allclose(scores[:9], ood_score(model, images[:9]), atol=1e-6)
+    frozen = freeze(model.train(), (1, 8, 8))
+    scores = ood_score(frozen, images)
+    assert torch.equal(scores, ood_score(frozen, images))
+    assert torch.allclose(scores[:9], ood_score(frozen, images[:9]), atol=1e-6)
     assert model.training and all(torch.equal(t, before[name]) for name, t in model.state_dict().items())
 
 
+@pytest.mark.filterwarnings("ignore:the classifier returns probabilities")
 def test_log_probabilities_of_many_kinds_of_models() -> None:
     logits, images = nn.Sequential(nn.Flatten(), nn.Linear(64, 3)), torch.rand(9, 1, 8, 8)
-    expected = log_probabilities(logits, images)
-    kinds = [nn.Sequential(logits, nn.Softmax(1)), nn.Sequential(logits, nn.LogSoftmax(1)), FrozenClassifier(logits, shape=(1, 8, 8), device="cpu"), copy.deepcopy(logits).double()]
-    for model in kinds: torch.testing.assert_close(log_probabilities(model, images), expected, atol=1e-4, rtol=1e-4)
-    with pytest.raises(ValueError, match=r"images are from .* expected uint8, or float in \[0, 1\]"): log_probabilities(logits, 255 * images)
+    with torch.no_grad(): expected = logits(images).double().log_softmax(1)
+    kinds = [logits, nn.Sequential(logits, nn.Softmax(1)), nn.Sequential(logits, nn.LogSoftmax(1)),
+             copy.deepcopy(logits).double()]
+    for model in kinds:
+        found = log_probabilities(freeze(model, (1, 8, 8)), images)
+        assert found.dtype == torch.float64
+        torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
+    with pytest.raises(ValueError, match=r"images are from .* expected uint8, or float in \[0, 1\]"):
+        log_probabilities(freeze(logits, (1, 8, 8)), 255 * images)
 
 
-@pytest.mark.parametrize("settings, says", [(dict(epochs=0), "must be at least 1"), (dict(batch_size=0), "must be at least 1"), (dict(inverted=-1), "inverted is -1"),
-                                            (dict(families=[]), "families is empty")])
+def test_scores_are_those_of_frozen_classifiers(digits, plain) -> None:
+    for score in (lambda: ood_score(plain, digits.test.images), lambda: evaluate_ood(plain, digits, {}),
+                  lambda: baseline_scores(plain, digits, {})):
+        with pytest.raises(ValueError, match="CNN, a plain module: freeze it first, FrozenClassifier"): score()
+
+
+@pytest.mark.parametrize("settings, says", [
+    (dict(epochs=0), "must be at least 1"), (dict(batch_size=0), "must be at least 1"),
+    (dict(inverted=-1), "inverted is -1"), (dict(families=[]), "families is empty"),
+])  # fmt: skip
 def test_settings_of_garbage_that_cannot_be(digits, settings: dict, says: str) -> None:
     with pytest.raises(ValueError, match=says): train_with_garbage(digits, **dict(epochs=1, progress=False) | settings)
 
 
+def test_training_takes_a_module_that_can_learn(digits, plain) -> None:
+    with pytest.raises(ValueError, match="is a FrozenClassifier, which learns nothing more: give the nn.Module"):
+        train_with_garbage(digits, model=freeze(plain), **QUIET)
+
+
 def test_training_finds_garbage_and_keeps_the_classes(digits, hardened) -> None:
-    table = evaluate_ood(hardened, digits, {"noise": torch.rand(200, *digits.shape), "strokes": FAMILIES["strokes"](200, digits.test.images, torch.Generator().manual_seed(9))})
+    drawn = FAMILIES["strokes"](200, digits.test.images, torch.Generator().manual_seed(9))
+    table = evaluate_ood(freeze(hardened), digits, {"noise": torch.rand(200, *digits.shape), "strokes": drawn})
     assert table.AUROC.min() > 0.95 and table["to garbage"].loc["noise"] > 0.9
     assert table.accuracy.iloc[0] > 0.85
     assert hardened.garbage.dtype == torch.uint8 and len(hardened.history) == 4 and not hardened.training
@@ -131,12 +152,12 @@ def test_training_repeats_itself(digits) -> None:
     assert all(torch.equal(a, b) for a, b in zip(one.state_dict().values(), other.state_dict().values()))
 
 
-def test_a_trained_classifier_can_be_taught_garbage(digits) -> None:
-    plain = train_classifier(digits, epochs=4, device="cpu", progress=False)
+def test_a_trained_classifier_can_be_taught_garbage(digits, plain) -> None:
     before = {name: t.clone() for name, t in plain.state_dict().items()}
     tuned = train_with_garbage(digits, model=plain, epochs=2, inverted=0, lr=1e-3, **QUIET)
     assert all(torch.equal(t, before[name]) for name, t in plain.state_dict().items())
-    assert evaluate_ood(tuned, digits, {"noise": torch.rand(100, *digits.shape)}).accuracy.iloc[0] > accuracy(plain, digits.test) - 0.05
+    table = evaluate_ood(freeze(tuned), digits, {"noise": torch.rand(100, *digits.shape)})
+    assert table.accuracy.iloc[0] > accuracy(freeze(plain), digits.test) - 0.05
 
 
 def test_a_killed_training_goes_on_to_the_same_end(digits, tmp_path, monkeypatch) -> None:
@@ -156,27 +177,38 @@ def test_a_killed_training_goes_on_to_the_same_end(digits, tmp_path, monkeypatch
     monkeypatch.undo()
     resumed = train_with_garbage(digits, checkpoint_dir=tmp_path, resume=True, **settings)
     assert all(torch.equal(a, b) for a, b in zip(whole.state_dict().values(), resumed.state_dict().values()))
-    assert whole.history.loss.tolist() == resumed.history.loss.tolist() and torch.equal(whole.garbage, resumed.garbage)
-    with pytest.raises(ValueError, match="was written with"): train_with_garbage(digits, checkpoint_dir=tmp_path, resume=True, **settings | {"seed": 3})
+    assert whole.history.loss.tolist() == resumed.history.loss.tolist()
+    assert torch.equal(whole.garbage, resumed.garbage)
+    finished = train_with_garbage(digits, checkpoint_dir=tmp_path, resume=True, **settings)
+    assert all(torch.equal(a, b) for a, b in zip(whole.state_dict().values(), finished.state_dict().values()))
+    assert whole.history.loss.tolist() == finished.history.loss.tolist() and len(finished.garbage) == len(whole.garbage)
+    with pytest.raises(ValueError, match="was written with"):
+        train_with_garbage(digits, checkpoint_dir=tmp_path, resume=True, **settings | {"seed": 3})
     with pytest.raises(ValueError, match="needs checkpoint_dir"): train_with_garbage(digits, resume=True, **settings)
 
 
 def test_recipe_must_be_known(digits) -> None:
-    with pytest.raises(ValueError, match="'papper' is unknown: expected one of diverse, paper"): train_with_garbage(digits, recipe="papper", **QUIET)
+    with pytest.raises(ValueError, match="'papper' is unknown: expected one of diverse, paper"):
+        train_with_garbage(digits, recipe="papper", **QUIET)
 
 
 def test_scores_leave_the_garbage_class_out(digits, hardened) -> None:
-    log_probs = log_probabilities(hardened, digits.test.images)
-    torch.testing.assert_close(ood_score(hardened, digits.test.images).sigmoid(), log_probs[:, :10].amax(1).exp())
-    torch.testing.assert_close(ood_score(hardened, digits.test.images, kind="not garbage").sigmoid(), 1 - log_probs[:, 10].exp())
-    with pytest.raises(ValueError, match="expected 'confidence' or 'not garbage'"): in_distribution(log_probs, 10, "entropy")
-    with pytest.raises(ValueError, match="needs a garbage class"): in_distribution(log_probs[:, :10], 10, "not garbage")
+    frozen, images = freeze(hardened), digits.test.images
+    log_probs = log_probabilities(frozen, images)
+    torch.testing.assert_close(ood_score(frozen, images).sigmoid(), log_probs[:, :10].amax(1).exp())
+    not_garbage = ood_score(frozen, images, kind="not garbage")
+    torch.testing.assert_close(not_garbage.sigmoid(), 1 - log_probs[:, 10].exp())
+    with pytest.raises(ValueError, match="expected 'confidence' or 'not garbage'"):
+        in_distribution(log_probs, 10, "entropy")
+    with pytest.raises(ValueError, match="needs a garbage class"):
+        in_distribution(log_probs[:, :10], 10, "not garbage")
 
 
 def test_scores_survive_saving_and_loading_the_weights(digits, hardened) -> None:
     again = CNN(digits.shape, 11).eval()
     again.load_state_dict(hardened.state_dict())  # a model that has forgotten that its last class is garbage
-    torch.testing.assert_close(ood_score(again, digits.test.images, n_classes=10), ood_score(hardened, digits.test.images))
+    scores = ood_score(freeze(again), digits.test.images, n_classes=10)
+    torch.testing.assert_close(scores, ood_score(freeze(hardened), digits.test.images))
 
 
 def test_scores_rank_where_probabilities_tie_in_float32() -> None:
@@ -204,9 +236,16 @@ def test_margins_say_whether_the_claim_holds() -> None:
     assert margins(torch.tensor([0.9]), torch.tensor([])) == {"margin": 1.0, "margin 1%": 1.0}
 
 
-def test_baselines_know_noise_from_digits(digits) -> None:
-    plain = train_classifier(digits, epochs=4, device="cpu", progress=False)
-    found = baseline_scores(plain, digits, {"in": digits.test.images, "out": torch.randint(0, 256, (100, *digits.shape), dtype=torch.uint8)})
+def test_baselines_know_noise_from_digits(digits, plain) -> None:
+    noise = torch.randint(0, 256, (100, *digits.shape), dtype=torch.uint8)
+    found = baseline_scores(freeze(plain), digits, {"in": digits.test.images, "out": noise})
     assert set(found) == {"max softmax", "energy", "ODIN", "Mahalanobis", "KNN", "ViM"}
-    assert all(by_set["in"].shape == (len(digits.test),) and by_set["in"].isfinite().all() for by_set in found.values())
+    for by_set in found.values():
+        assert by_set["in"].shape == (len(digits.test),) and by_set["in"].isfinite().all()
     assert separation(found["KNN"]["in"], found["KNN"]["out"])["AUROC"] > 0.8
+
+
+def test_baselines_need_a_linear_head(digits) -> None:
+    model = nn.Sequential(nn.Conv2d(1, 10, 28), nn.Flatten())
+    with pytest.raises(ValueError, match="Sequential has no nn.Linear that gives its logits, which ViM reads"):
+        baseline_scores(freeze(model), digits, {"in": digits.test.images})
