@@ -11,7 +11,6 @@ import math
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -23,10 +22,11 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from .conditioning import Condition, Conditioning
 from .device import pick_amp
 from .frozen import FrozenClassifier, check_frozen
-from .inversion import Inverter, reachable, spread
+from .generator import Drawing
+from .inversion import Inverter
 from .losses import variation_loss
 from .objective import Inversion
-from .samples import Samples, class_accuracy, look
+from .samples import Samples, class_accuracy, look, reachable, spread
 from .traces import InputTap, bn_loss, remembering_layers
 
 # %% ../nbs/baselines.ipynb #461d56fc
@@ -80,7 +80,7 @@ class PixelInverter:
         "A context for the descent, in which a penalty may watch the classifier's layers."
         return nullcontext()
 
-# %% ../nbs/baselines.ipynb #f7301ffd
+# %% ../nbs/baselines.ipynb #330e43b3
 @patch
 def _descend(self: PixelInverter, labels: Tensor, steps: int, rng: torch.Generator, on_step=None) -> Tensor:
     "`descend_pixels` with the settings of this inverter."
@@ -170,7 +170,7 @@ class DeepInverter(PixelInverter):
         return self.tv * variation_loss(images) + self.l2 * images.square().mean() + self.bn * bn / max(1, len(pairs))
 
 # %% ../nbs/baselines.ipynb #7f3a6c28
-class LiteralGenerator(nn.Module):
+class LiteralGenerator(Drawing):
     "Latent and vector to N x N, the matrix as a channel, doubled, and large kernels on to the image (section 3.2)."
     def __init__(
         self,
@@ -193,17 +193,12 @@ class LiteralGenerator(nn.Module):
             nn.ConvTranspose2d(width + 1, width, 4, 2, 1), *after(width),
             nn.ConvTranspose2d(width, shape[0], shape[1] - 2 * n + 1), nn.Sigmoid())
 
-    @classmethod
-    def sized(cls, **sizes) -> Callable[..., "LiteralGenerator"]:
-        "A factory of such generators, for `Inverter`."
-        return partial(cls, **sizes)
-
-    def forward(self, z: Tensor, condition: Condition) -> Tensor:
-        "Images [B, C, H, W] in [0, 1] from latents [B, Z]; dropout is PyTorch's own."
+    def forward(self, z: Tensor, condition: Condition, masks: list | None = None) -> Tensor:
+        "Images [B, C, H, W] in [0, 1] from latents [B, Z]; dropout is PyTorch's own, which takes no masks."
         x = self.to_matrix(torch.cat([z, condition.vector], 1)[:, :, None, None])
         return self.to_image(torch.cat([x, condition.matrix], 1))
 
-# %% ../nbs/baselines.ipynb #c8b5a1b0
+# %% ../nbs/baselines.ipynb #f881bb73
 def _check_literal(shape: tuple[int, int, int], conditioning: Conditioning) -> None:
     "A `ValueError` for images or classes that the literal generator is not made for."
     n, (_, height, width) = conditioning.n_classes, shape
@@ -283,7 +278,7 @@ def reconstruct_from_stationarity(
             bar.set_postfix(left=f"{left:.3f}")
     return look(classifier, _into_range(classifier, images.detach()), labels, generator=torch.zeros_like(labels))
 
-# %% ../nbs/baselines.ipynb #fb1f8a51
+# %% ../nbs/baselines.ipynb #a46f7f63
 def _into_range(
     classifier: FrozenClassifier,
     images: Tensor,  # [n, C, H, W]

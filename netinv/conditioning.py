@@ -72,6 +72,7 @@ class Conditioning:
         self.has_vector, self.has_matrix = "vector" in name, "matrix" in name
         self.matrix_size = matrix_size(n_classes, side)
         self.classes = list(range(n_classes)) if classes is None else sorted(classes)
+        self._on = {}  # the same as a tensor, by device: copied there once
 
     def __repr__(self) -> str:
         size = f", {self.matrix_size} x {self.matrix_size}" if self.has_matrix else ""
@@ -81,13 +82,14 @@ class Conditioning:
         self,
         batch: int,                                # B
         labels: Tensor | None = None,              # [B] int64; drawn uniformly from `classes` where None
-        rng: torch.Generator | None = None,  # its device is the condition's; CPU where both are None
+        rng: torch.Generator | None = None,        # its device is the condition's; CPU where both are None
     ) -> Condition:
         "Conditions for `labels`, or for labels drawn at random."
-        device = rng.device if rng is not None else "cpu" if labels is None else labels.device
-        allowed = torch.tensor(self.classes, device=device)
+        device = rng.device if rng is not None else torch.device("cpu") if labels is None else labels.device
+        if device not in self._on: self._on[device] = torch.tensor(self.classes, device=device)
+        allowed = self._on[device]
         if labels is None: labels = allowed[torch.randint(len(allowed), (batch,), generator=rng, device=device)]
-        labels = _check_labels(labels, batch, self).to(device)
+        else: labels = _check_labels(labels, batch, self).to(device)
         vector = label_vector(labels, self.n_classes, rng) if self.has_vector else None
         target_probs = one_hot(labels, self.n_classes) if vector is None else self._soften(vector, allowed)
         matrix = label_matrix(labels, self.n_classes, self.matrix_size) if self.has_matrix else None

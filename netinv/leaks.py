@@ -5,9 +5,8 @@
 # %% auto #0
 __all__ = ['centred_rows', 'nearest', 'class_spread', 'frechet_distance', 'leak_test', 'reconstruction_report', 'triplets']
 
-# %% ../nbs/leaks.ipynb #68646fec
+# %% ../nbs/leaks.ipynb #8a8bf98e
 import math
-from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -90,7 +89,7 @@ def leak_test(
     share = count[:m].sum()
     return (share / count.sum()).item(), (1 + (mixed >= share).sum().item()) / (1 + draws)
 
-# %% ../nbs/leaks.ipynb #4afa05e9
+# %% ../nbs/leaks.ipynb #f1ca12b3
 def _column(
     samples: Samples,           # as the judge sees them, on the CPU
     refs: dict[str, Samples],   # "training" and "held-out" images, equally many of each

@@ -16,7 +16,7 @@ import torch
 from fastcore.basics import patch
 from fastcore.meta import delegates
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.optim.swa_utils import AveragedModel
 
 from .conditioning import Condition, make_conditioning
 from .device import pick_amp
@@ -84,11 +84,23 @@ def _build(self: Loop, factory: Callable, seeds: list[int]) -> None:
     made = [accelerate(make_generator(factory, self.classifier.shape, self.conditioning, seed)) for seed in seeds]
     self.generators = nn.ModuleList(made).to(self.device, memory_format=torch.channels_last)
     self.at_once = len(made) > 1 and self.device.type == "cuda" and isinstance(made[0], Generator)
-    decay = get_ema_multi_avg_fn(self.config["averaging"])
-    self.averaged = AveragedModel(self.generators, multi_avg_fn=decay, use_buffers=True).eval()
+    self.averaged = AveragedModel(self.generators, use_buffers=True).eval()
     self.rngs = [torch.Generator(self.device).manual_seed(seed) for seed in seeds]
     self.optimizers = [torch.optim.Adam(self.generators.parameters(), self.config["lr"], betas=(0.5, 0.999),
                                         fused=self.device.type in ("cpu", "cuda"))]
+
+# %% ../nbs/loop.ipynb #a68ee8e6
+@patch
+@torch.no_grad()
+def average(self: Loop) -> None:
+    "Move the running mean of weights and buffers on; the first step is its beginning."
+    keep, mean = self.config["averaging"] if self.step else 0.0, self.averaged.module
+    pairs = list(zip((*mean.parameters(), *mean.buffers()), (*self.generators.parameters(), *self.generators.buffers())))
+    numbers = [pair for pair in pairs if pair[0].is_floating_point()]
+    torch._foreach_lerp_(*map(list, zip(*numbers)), 1 - keep)
+    for ours, theirs in pairs:
+        if not ours.is_floating_point(): ours.copy_(ours * keep + theirs * (1 - keep))  # counts of batches
+    self.averaged.n_averaged += 1
 
 # %% ../nbs/loop.ipynb #d7924ab8
 def _check_settings(objective, batch_size: int, n_generators: int, lr: float, averaging: float, seed: int) -> None:
@@ -142,7 +154,7 @@ def train_step(self: Loop) -> None:
     parameters = list(self.generators.parameters())  # alone: a term may differentiate by the classifier's weights
     (len(self.generators) * total).backward(inputs=parameters)
     self.optimizers[0].step()
-    self.averaged.update_parameters(self.generators)
+    self.average()
     self.step, self.seconds = self.step + 1, time.perf_counter() - self.began
     self.record({"total": total, **terms}, condition.labels.flatten(), flat.logits)
 

@@ -39,7 +39,7 @@ class Perturbation:
         if not self.epsilon: return x
         return x + self.epsilon * (2 * torch.rand(x.shape, generator=rng, device=x.device, dtype=x.dtype) - 1)
 
-# %% ../nbs/traces.ipynb #f6681d49
+# %% ../nbs/traces.ipynb #8de8b7e9
 @patch
 def maps(
     self: Perturbation,
@@ -161,7 +161,7 @@ class ChannelDrop:
     def __exit__(self, *error) -> None:
         for handle in self.handles: handle.remove()
 
-# %% ../nbs/traces.ipynb #98bd885f
+# %% ../nbs/traces.ipynb #40ea6ac2
 @patch
 def _drop(
     self: ChannelDrop,

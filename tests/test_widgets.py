@@ -95,7 +95,7 @@ def test_settings_as_yaml_repeat_the_run_headless(studio: InversionStudio, class
 
 @pytest.mark.parametrize("kind", [InversionStudio, ReconstructionStudio])
 def test_yaml_fits_the_parameters_of_its_chapter(kind: type[InversionStudio], classifier: FrozenClassifier) -> None:
-    from netinv.cli import find_notebook, notebook_parameters
+    from netinv.runner import find_notebook, notebook_parameters
 
     studio = kind(classifier, batch_size=16, generator=SMALL)
     studio.inverter.fit(1, progress=False)
