@@ -21,6 +21,7 @@ setup(
     license="Apache-2.0",
     keywords=cfg["keywords"].split(),
     packages=find_packages(include=["netinv", "netinv.*"]),
+    package_data={"netinv": ["static/*"]},  # JavaScript and CSS of the widgets
     python_requires=">=" + cfg["min_python"],
     install_requires=cfg["requirements"].split(),
     extras_require={"dev": cfg["dev_requirements"].split()},

@@ -1,12 +1,13 @@
 """How fast inversion is, against the machine's limit and against what people would use instead.
 
-Every figure comes from a process of its own, so that peak memory is its own too. In the same run, on the same classifiers: netinv's
-defaults; the paper word for word (float32, eager); descent on pixels and DeepInversion, as they are usually written (float32, the classifier
-as it came), and the pixels once more with what makes netinv quick (bfloat16, the classifier folded). On glibc all are told to keep memory, as
-`netinv run` does. Seconds to 95 % are counted from a trained classifier to the step at which every class is at 95 % of fresh samples, the
-look at these samples included.
+Every figure comes from a process of its own, so that peak memory is its own too. In the same run, on the same
+classifiers: netinv's defaults; the paper word for word (float32, eager); descent on pixels and DeepInversion, as they
+are usually written (float32, the classifier as it came), and the pixels once more with what makes netinv fast
+(bfloat16, the classifier folded). On glibc all are told to keep memory, as `netinv run` does. Seconds to 95 % are
+counted from a trained classifier to the step at which every class is at 95 % of fresh samples, the look at these
+samples included.
 
-    python benchmarks/speed.py                       # the profile cpu: forty minutes on two cores, ten of them the paper's version
+    python benchmarks/speed.py                       # the profile cpu: forty minutes on two cores, ten for the paper
     python benchmarks/speed.py --profile gpu         # all batch sizes, resnet18 at 224 pixels, 16 generators
     python benchmarks/speed.py --only steps          # or to95, generators, batches: one part
 """
@@ -25,19 +26,26 @@ from pathlib import Path
 
 import torch
 
+from netinv import FrozenClassifier, Inverter, accuracy, load_data, load_weights, save_weights, train_classifier
 from netinv.baselines import DeepInverter, PixelInverter, literal_inverter
-from netinv.classifier import CNN, FrozenClassifier, accuracy, load_weights, save_weights, train_classifier
-from netinv.cli import KEEP_MEMORY
-from netinv.data import first_available, load_data, pick_amp, pick_device, write_atomic
-from netinv.inversion import Inverter
+from netinv.classifier import CNN
+from netinv.data import first_available
+from netinv.device import KEEP_MEMORY, pick_amp, pick_device
+from netinv.files import write_atomic
 
-MODELS = {"mnist": ("mnist", 28, 10_000), "cifar10": ("cifar10", 32, 5_000), "resnet18-64": ("cifar10", 64, 5_000), "resnet18-224": ("cifar10", 224, 5_000)}
+MODELS = {  # data set, side in pixels, training images
+    "mnist": ("mnist", 28, 10_000), "cifar10": ("cifar10", 32, 5_000),
+    "resnet18-64": ("cifar10", 64, 5_000), "resnet18-224": ("cifar10", 224, 5_000),
+}
 PATIENCE = 5  # seconds that a repeat of some steps takes at most, unless one step does
-METHODS = ("netinv", "literal", "pixels", "quick pixels", "deepinversion")
+METHODS = ("netinv", "literal", "pixels", "fast pixels", "deepinversion")
 PROFILES = {
-    "smoke": {"models": ["mnist"], "large": [], "methods": ["netinv", "pixels"], "seeds": 1, "limit": 2, "batches": [64], "generators": [2], "steps": 2, "repeats": 1, "epochs": 1},
-    "cpu": {"models": ["mnist", "cifar10", "resnet18-64"], "large": ["resnet18-224"], "methods": METHODS, "seeds": 3, "limit": 150, "batches": [64, 256, 1024, 2048], "generators": [2, 4, 8, 16], "steps": 10, "repeats": 3, "epochs": 4},
-    "gpu": {"models": list(MODELS), "large": [], "methods": METHODS, "seeds": 3, "limit": 300, "batches": [64, 128, 256, 512, 1024, 2048], "generators": [2, 4, 8, 16], "steps": 50, "repeats": 5, "epochs": 4},
+    "smoke": dict(models=["mnist"], large=[], methods=["netinv", "pixels"], seeds=1, limit=2, batches=[64],
+                  generators=[2], steps=2, repeats=1, epochs=1),
+    "cpu": dict(models=["mnist", "cifar10", "resnet18-64"], large=["resnet18-224"], methods=METHODS, seeds=3, limit=150,
+                batches=[64, 256, 1024, 2048], generators=[2, 4, 8, 16], steps=10, repeats=3, epochs=4),
+    "gpu": dict(models=list(MODELS), large=[], methods=METHODS, seeds=3, limit=300,
+                batches=[64, 128, 256, 512, 1024, 2048], generators=[2, 4, 8, 16], steps=50, repeats=5, epochs=4),
 }
 
 
@@ -61,12 +69,14 @@ def trained(model: str, folder: Path, epochs: int) -> dict:
     source, side, size = MODELS["resnet18-64" if model == "resnet18-224" else model]
     name = first_available(source, "digits")
     data = load_data(name, train_size=None if name == "digits" else size)
-    if name == "digits" and model != "mnist": raise SystemExit(f"{model} needs the files of {source}: leave it out with --models mnist")
+    if name == "digits" and model != "mnist":
+        raise SystemExit(f"{model} needs the files of {source}: leave it out with --models mnist")
     module = fresh(model)
     if side != data.shape[1]: module = torch.nn.Sequential(torch.nn.Upsample((side, side), mode="bilinear"), module)
     train_classifier(data, model=module, epochs=epochs, progress=False)
     save_weights(module[1] if isinstance(module, torch.nn.Sequential) else module, folder / f"{model}.safetensors")
-    return {"data": f"{name}, {len(data.train):,} training images", "test accuracy": accuracy(module, data.test)}
+    right = accuracy(FrozenClassifier(module, shape=data.shape), data.test)
+    return {"data": f"{name}, {len(data.train):,} training images", "test accuracy": right}
 
 
 def frozen(model: str, folder: str) -> FrozenClassifier:
@@ -92,15 +102,16 @@ def peak_mib() -> float:
     "Most memory that this process had: of the GPU where there is one, else resident."
     if torch.cuda.is_available(): return torch.cuda.max_memory_allocated() / 2**20
     status = Path("/proc/self/status")
-    if status.exists(): return int(status.read_text().partition("VmHWM:")[2].split()[0]) / 2**10  # where getrusage counts the parent's too
+    if status.exists(): return int(status.read_text().partition("VmHWM:")[2].split()[0]) / 2**10  # without the parent's
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20  # macOS counts bytes
 
 
 def make(method: str, classifier: FrozenClassifier, seed: int = 0, **settings):
     "What is to be timed, ready to `fit`."
-    kinds = {"netinv": Inverter, "literal": literal_inverter, "pixels": PixelInverter, "quick pixels": partial(PixelInverter, amp="auto"), "deepinversion": DeepInverter}
+    kinds = {"netinv": Inverter, "literal": literal_inverter, "pixels": PixelInverter,
+             "fast pixels": partial(PixelInverter, amp="auto"), "deepinversion": DeepInverter}
     inverter = kinds[method](classifier, seed=seed, **settings)
-    if method == "pixels": inverter.quick = classifier
+    if method == "pixels": inverter.target = classifier
     return inverter
 
 
@@ -110,7 +121,8 @@ def to95(model: str, method: str, seed: int, limit: float, folder: str) -> dict:
     if method in ("netinv", "literal"):
         make(method, classifier, batch_size=8).fit(2, progress=False)  # warm-up
         inverter, start = make(method, classifier, seed), time.perf_counter()
-        taken = seconds_of(lambda: inverter.fit(1_000_000, until=0.95, progress=False, on_step=lambda _: time.perf_counter() - start > limit))
+        late = lambda _: time.perf_counter() - start > limit
+        taken = seconds_of(lambda: inverter.fit(1_000_000, until=0.95, progress=False, on_step=late))
         reached = bool((inverter.measure() >= 0.95).all())
     else:
         make(method, classifier).fit(1, per_class=1)
@@ -120,12 +132,14 @@ def to95(model: str, method: str, seed: int, limit: float, folder: str) -> dict:
     inverter.sample(100, seed=1)
     found = []
     looked_at = 1000 / seconds_of(lambda: found.append(inverter.sample(1000, seed=2)))
-    return {"seconds": taken, "steps": inverter.step, "reached": reached, "inversion accuracy": found[0].hits.float().mean().item(),
-            "images per second": 1000 / seconds_of(lambda: inverter.generate(1000, seed=2)), "images per second, looked at": looked_at, "peak MiB": peak_mib()}
+    made = 1000 / seconds_of(lambda: inverter.generate(1000, seed=2))
+    return {"seconds": taken, "steps": inverter.step, "reached": reached,
+            "inversion accuracy": found[0].hits.float().mean().item(),
+            "images per second": made, "images per second, looked at": looked_at, "peak MiB": peak_mib()}
 
 
 def steps(model: str, method: str, batch_size: int, n_generators: int, n: int, repeats: int, folder: str) -> dict:
-    "Milliseconds of a training step, floating-point operations counted, and their share of the rate of matrix products."
+    "Milliseconds of a training step, and its floating-point operations, counted."
     from torch.utils.flop_counter import FlopCounterMode
 
     settings = {"n_generators": n_generators} if n_generators > 1 else {}
@@ -135,8 +149,9 @@ def steps(model: str, method: str, batch_size: int, n_generators: int, n: int, r
     inverter.log.read()
     n = max(1, min(n, int(PATIENCE / seconds_of(inverter.train_step))))
     times = [seconds_of(lambda: inverter.fit(n, progress=False)) / n for _ in range(repeats)]
-    dtype = inverter.amp or torch.float32
-    return {"milliseconds": [1000 * t for t in times], "GFLOP": counter.get_total_flops() / 1e9, "dtype": str(dtype).removeprefix("torch."), "peak MiB": peak_mib()}
+    dtype = str(inverter.amp or torch.float32).removeprefix("torch.")
+    return {"milliseconds": [1000 * t for t in times], "GFLOP": counter.get_total_flops() / 1e9, "dtype": dtype,
+            "peak MiB": peak_mib()}
 
 
 def matrix_rate(dtype: str) -> dict:
@@ -150,10 +165,14 @@ def matrix_rate(dtype: str) -> dict:
 
 
 def import_time() -> dict:
-    "Seconds that `import netinv.inversion` takes in a new process, and how much of that is torch."
-    took = lambda code: float(subprocess.run([sys.executable, "-c", f"import time; t = time.perf_counter(); {code}; print(time.perf_counter() - t)"], capture_output=True, text=True, check=True).stdout)
-    whole, torch_alone = ([took(f"import {name}") for _ in range(3)] for name in ("netinv.inversion", "torch"))
-    return {"netinv.inversion": statistics.median(whole), "torch alone": statistics.median(torch_alone)}
+    "Seconds that `import netinv` and `import netinv.inversion` take in a new process, and how much of that is torch."
+    def took(module: str) -> float:
+        script = f"import time; t = time.perf_counter(); import {module}; print(time.perf_counter() - t)"
+        done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+        return float(done.stdout)
+
+    names = {"netinv": "netinv", "netinv.inversion": "netinv.inversion", "torch alone": "torch"}
+    return {name: statistics.median(took(module) for _ in range(3)) for name, module in names.items()}
 
 
 PARTS = {f.__name__: f for f in (to95, steps, matrix_rate, import_time)}
@@ -161,7 +180,8 @@ PARTS = {f.__name__: f for f in (to95, steps, matrix_rate, import_time)}
 
 def alone(part: str, **given) -> dict:
     "One measurement in a process of its own."
-    run = subprocess.run([sys.executable, __file__, "--one", json.dumps({"part": part, "given": given})], capture_output=True, text=True, env=KEEP_MEMORY | os.environ)
+    command = [sys.executable, __file__, "--one", json.dumps({"part": part, "given": given})]
+    run = subprocess.run(command, capture_output=True, text=True, env=KEEP_MEMORY | os.environ)
     if run.returncode: raise SystemExit(f"{part} {given} failed:\n{run.stderr[-2000:]}")
     return json.loads(run.stdout.splitlines()[-1])
 
@@ -170,24 +190,33 @@ def plan(profile: dict, only: list[str], folder: str) -> list[tuple[str, dict]]:
     "All measurements, by name of the part."
     todo, first = [], profile["models"][0]
     n, repeats = profile["steps"], profile["repeats"]
-    step = lambda model, method, batch, k: ("steps", dict(model=model, method=method, batch_size=batch, n_generators=k, n=n, repeats=repeats, folder=folder))
+    small = lambda model: shape_of(model)[1] <= 32  # the paper's version of larger images takes too long
+
+    def step(model: str, method: str, batch: int, k: int) -> tuple[str, dict]:
+        given = dict(model=model, method=method, batch_size=batch, n_generators=k, n=n, repeats=repeats, folder=folder)
+        return "steps", given
+
     if "to95" in only:
         for seed in range(profile["seeds"]):
             for model in profile["models"]:
-                methods = [m for m in profile["methods"] if m != "literal" or model == first or (seed == 0 and shape_of(model)[1] <= 32)]
-                todo += [("to95", dict(model=model, method=m, seed=seed, limit=profile["limit"], folder=folder)) for m in methods]
+                literal = model == first or (seed == 0 and small(model))
+                given = dict(model=model, seed=seed, limit=profile["limit"], folder=folder)
+                todo += [("to95", given | {"method": m}) for m in profile["methods"] if m != "literal" or literal]
     if "steps" in only:
-        todo += [step(m, method, 160, 1) for m in profile["models"] for method in profile["methods"] if method in ("netinv", "literal") and (method == "netinv" or shape_of(m)[1] <= 32)]
-    if "steps" in only: todo += [step(m, "netinv", min(profile["batches"]), 1) for m in profile["large"]]  # too large for this machine otherwise
-    if "batches" in only: todo += [step(m, "netinv", batch, 1) for m in profile["models"] for batch in profile["batches"]]
-    if "generators" in only: todo += [step(m, "netinv", 160, k) for m in profile["models"] for k in profile["generators"]]
+        todo += [step(m, method, 160, 1) for m in profile["models"] for method in profile["methods"]
+                 if method == "netinv" or method == "literal" and small(m)]
+        todo += [step(m, "netinv", min(profile["batches"]), 1) for m in profile["large"]]  # in small batches alone
+    for model in profile["models"]:
+        if "batches" in only: todo += [step(model, "netinv", batch, 1) for batch in profile["batches"]]
+        if "generators" in only: todo += [step(model, "netinv", 160, k) for k in profile["generators"]]
     return todo
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parts = ("to95", "steps", "batches", "generators")
     parser.add_argument("--profile", choices=PROFILES, default="gpu" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--only", nargs="+", choices=("to95", "steps", "batches", "generators"), default=["to95", "steps", "batches", "generators"])
+    parser.add_argument("--only", nargs="+", choices=parts, default=parts)
     parser.add_argument("--models", nargs="+", choices=MODELS, help="instead of those of the profile")
     parser.add_argument("--out", help="where the JSON goes (default benchmarks/results/speed-DEVICE.json)")
     parser.add_argument("--one", help=argparse.SUPPRESS)
@@ -199,18 +228,25 @@ def main() -> None:
     profile, device = dict(PROFILES[args.profile]), pick_device()
     if args.models: profile.update(models=args.models, large=[])
     amp = str(pick_amp() or torch.float32).removeprefix("torch.")
-    machine = {"device": torch.cuda.get_device_name() if device.type == "cuda" else f"{torch.get_num_threads()} threads of {platform.machine()}", "torch": torch.__version__,
-               "python": platform.python_version(), "profile": args.profile, "matrix rate": {dtype: alone("matrix_rate", dtype=dtype) for dtype in dict.fromkeys([amp, "float32"])}, "import": alone("import_time")}
+    cpu = f"{torch.get_num_threads()} threads of {platform.machine()}"
+    machine = {"device": torch.cuda.get_device_name() if device.type == "cuda" else cpu,
+               "torch": torch.__version__, "python": platform.python_version(), "profile": args.profile,
+               "matrix rate": {dtype: alone("matrix_rate", dtype=dtype) for dtype in dict.fromkeys([amp, "float32"])},
+               "import": alone("import_time")}
     print(json.dumps(machine, indent=2), flush=True)
     rows = []
     with tempfile.TemporaryDirectory() as folder:
-        machine["classifiers"] = {model: trained(model, Path(folder), profile["epochs"]) for model in [*profile["models"], *profile["large"]]}
+        models = [*profile["models"], *profile["large"]]
+        machine["classifiers"] = {model: trained(model, Path(folder), profile["epochs"]) for model in models}
         for part, given in plan(profile, args.only, folder):
             row = {"part": part, **{k: v for k, v in given.items() if k != "folder"}, **alone(part, **given)}
             if part == "steps":
-                row["share of matrix rate"] = row["GFLOP"] / (statistics.median(row["milliseconds"]) / 1000) / machine["matrix rate"][row["dtype"]]["GFLOP/s"]
+                rate = row["GFLOP"] / (statistics.median(row["milliseconds"]) / 1000)
+                row["share of matrix rate"] = rate / machine["matrix rate"][row["dtype"]]["GFLOP/s"]
             rows.append(row)
-            print("  ".join(f"{k} {v:.3g}" if isinstance(v, float) else f"{k} {v}" for k, v in row.items() if k not in ("part", "limit", "n", "repeats")), flush=True)
+            told = {k: v for k, v in row.items() if k not in ("part", "limit", "n", "repeats")}
+            numbers = [f"{k} {v:.3g}" if isinstance(v, float) else f"{k} {v}" for k, v in told.items()]
+            print("  ".join(numbers), flush=True)
     out = Path(args.out or f"benchmarks/results/speed-{device.type}.json")
     write_atomic(out, json.dumps({"machine": machine, "rows": rows}, indent=1))
     print(f"written to {out}")

@@ -1,6 +1,7 @@
-"""What the studio costs: training speed with it against without it, and the time from a slider's move to the picture that shows it.
+"""What the studio costs: training speed with it against without it, and the time from a slider's move to its picture.
 
-The studio runs on an event loop as in a notebook, with scikit-learn's digits, and sends its pictures nowhere; a browser comes on top."""
+The studio runs on an event loop as in a notebook, with scikit-learn's digits, and sends its pictures nowhere; a browser
+comes on top."""
 import argparse
 import asyncio
 import json
@@ -10,10 +11,13 @@ import time
 
 import torch
 
-from netinv.classifier import FrozenClassifier, train_classifier
-from netinv.data import load_data, pick_amp, pick_device, write_atomic
+from netinv.classifier import train_classifier
+from netinv.frozen import FrozenClassifier
+from netinv.data import load_data
+from netinv.device import pick_amp, pick_device
+from netinv.files import write_atomic
 from netinv.inversion import Inverter
-from netinv.widgets import InversionStudio
+from netinv.studio import InversionStudio
 
 
 async def steps_per_second(classifier: FrozenClassifier, seconds: float) -> tuple[float, list[float]]:
@@ -59,12 +63,14 @@ def main() -> None:
     args = parser.parse_args()
     data = load_data("digits")
     classifier = FrozenClassifier(train_classifier(data, epochs=3, progress=False), shape=data.shape)
-    rounds = [(headless(classifier, args.seconds), *asyncio.run(steps_per_second(classifier, args.seconds))) for _ in range(args.rounds)]
+    one = lambda: (headless(classifier, args.seconds), *asyncio.run(steps_per_second(classifier, args.seconds)))
+    rounds = [one() for _ in range(args.rounds)]
     alone, watched = (statistics.median(row[k] for row in rounds) for k in (0, 1))
     waits = sorted(wait for row in rounds for wait in row[2])
-    result = {"machine": platform.machine(), "device": str(pick_device()), "threads": torch.get_num_threads(), "dtype": str(pick_amp()),
-              "steps_per_second_headless": alone, "steps_per_second_studio": watched, "ratio": watched / alone,
-              "slider_to_picture_median": statistics.median(waits), "slider_to_picture_longest": waits[-1], "moves": len(waits)}
+    result = {"machine": platform.machine(), "device": str(pick_device()), "threads": torch.get_num_threads(),
+              "dtype": str(pick_amp()), "steps_per_second_headless": alone, "steps_per_second_studio": watched,
+              "ratio": watched / alone, "slider_to_picture_median": statistics.median(waits),
+              "slider_to_picture_longest": waits[-1], "moves": len(waits)}
     print(json.dumps(result, indent=2))
     write_atomic(args.out, json.dumps(result, indent=2))
 

@@ -72,6 +72,7 @@ class Conditioning:
         self.has_vector, self.has_matrix = "vector" in name, "matrix" in name
         self.matrix_size = matrix_size(n_classes, side)
         self.classes = list(range(n_classes)) if classes is None else sorted(classes)
+        self._on = {}  # the same as a tensor, by device: copied there once
 
     def __repr__(self) -> str:
         size = f", {self.matrix_size} x {self.matrix_size}" if self.has_matrix else ""
@@ -81,13 +82,14 @@ class Conditioning:
         self,
         batch: int,                                # B
         labels: Tensor | None = None,              # [B] int64; drawn uniformly from `classes` where None
-        rng: torch.Generator | None = None,  # its device is the condition's; CPU where both are None
+        rng: torch.Generator | None = None,        # its device is the condition's; CPU where both are None
     ) -> Condition:
         "Conditions for `labels`, or for labels drawn at random."
-        device = rng.device if rng is not None else "cpu" if labels is None else labels.device
-        allowed = torch.tensor(self.classes, device=device)
+        device = rng.device if rng is not None else torch.device("cpu") if labels is None else labels.device
+        if device not in self._on: self._on[device] = torch.tensor(self.classes, device=device)
+        allowed = self._on[device]
         if labels is None: labels = allowed[torch.randint(len(allowed), (batch,), generator=rng, device=device)]
-        labels = _check_labels(labels, batch, self).to(device)
+        else: labels = _check_labels(labels, batch, self).to(device)
         vector = label_vector(labels, self.n_classes, rng) if self.has_vector else None
         target_probs = one_hot(labels, self.n_classes) if vector is None else self._soften(vector, allowed)
         matrix = label_matrix(labels, self.n_classes, self.matrix_size) if self.has_matrix else None
@@ -100,8 +102,9 @@ class Conditioning:
 
 # %% ../nbs/conditioning.ipynb #bb0b75bb
 def _check_labels(labels: Tensor, batch: int, conditioning: Conditioning) -> Tensor:
-    "`labels` as they are, or a sentence about what is wrong with them."
-    if labels.shape != (batch,): raise ValueError(f"labels have shape {list(labels.shape)}: expected [{batch}], one label an image")
+    "The same labels; a `ValueError` that says what is wrong with them."
+    if labels.shape != (batch,):
+        raise ValueError(f"labels have shape {list(labels.shape)}: expected [{batch}], one label an image")
     known = torch.tensor(conditioning.classes, device=labels.device)
     if (stray := labels[~torch.isin(labels, known)]).numel():
         raise ValueError(f"label {stray[0].item()} cannot be asked for: the classes are {conditioning.classes}")
@@ -117,13 +120,16 @@ def make_conditioning(
     classes: list[int] | None = None,   # labels that may be asked for; all N where None
 ) -> Conditioning:
     "The conditioning of that name (section 3.2); a `ValueError` for a name, size or temperature that cannot be."
-    if name not in CONDITIONINGS: raise ValueError(f"conditioning {name!r} is unknown: expected one of {', '.join(CONDITIONINGS)}")
-    if n_classes < 2: raise ValueError(f"n_classes is {n_classes}: inversion needs a classifier with at least 2 classes")
+    if name not in CONDITIONINGS:
+        raise ValueError(f"conditioning {name!r} is unknown: expected one of {', '.join(CONDITIONINGS)}")
+    if n_classes < 2:
+        raise ValueError(f"n_classes is {n_classes}: inversion needs a classifier with at least 2 classes")
     if not temperature > 0: raise ValueError(f"temperature is {temperature}: expected a number above 0")
     if classes is not None and not set(classes) <= set(range(n_classes)) or classes == []:
         raise ValueError(f"classes is {classes}: expected some of the labels 0 to {n_classes - 1}")
     conditioning = Conditioning(name, n_classes, temperature=temperature, side=side, classes=classes)
     if conditioning.has_matrix and conditioning.matrix_size > side:
-        raise ValueError(f"a matrix for {n_classes} classes needs {conditioning.matrix_size} x {conditioning.matrix_size} cells, "
-                         f"more than the image's {side} pixels: use conditioning='vector' or 'label'")
+        raise ValueError(f"a matrix for {n_classes} classes needs {conditioning.matrix_size} x "
+                         f"{conditioning.matrix_size} cells, more than the image's {side} pixels: "
+                         "use conditioning='vector' or 'label'")
     return conditioning

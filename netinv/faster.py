@@ -200,7 +200,8 @@ class _SummedBlur(Blur):
         return (x[..., :-2] + x[..., 1:-1] + x[..., 2:]) / 9
 
 # %% ../nbs/faster.ipynb #72abbc35
-_SOONER = {Generator: _ByteGenerator, Dropout: _ByteDropout, Join: _SummedJoin, LastDoubling: _GrayDoubling, Blur: _SummedBlur}
+_SOONER = {Generator: _ByteGenerator, Dropout: _ByteDropout, Join: _SummedJoin, LastDoubling: _GrayDoubling,
+           Blur: _SummedBlur}
 
 def accelerate(
     generator: nn.Module,
@@ -217,7 +218,7 @@ def together(
     condition: Condition,         # fields with [K, B, ...]
     masks: list[list[Tensor | None]],  # of each generator, from `masks`
 ) -> Tensor:                      # [K, B, C, H, W]
-    "The images of each generator from its own latents, conditions and masks, in one pass; batch norms learn as if alone."
+    "The images of each generator from its own latents, conditions and masks; batch norms learn as if alone."
     stacked = lambda tensors: {name: torch.stack([own[name] for own in tensors]) for name in tensors[0]}
     weights = stacked([dict(g.named_parameters()) for g in generators])
     buffers = stacked([dict(g.named_buffers()) for g in generators])

@@ -168,7 +168,7 @@ class Drawing(nn.Module):
 
     @classmethod
     def sized(cls, **sizes) -> partial:
-        "A factory, shape and conditioning to generator, with some sizes set; a `ValueError` for a name that is no size."
+        "A factory, shape and conditioning to generator, with some sizes set; a `ValueError` for an unknown size."
         known = cls.__init__.__kwdefaults__ or {}
         if unknown := [name for name in sizes if name not in known]:
             raise ValueError(f"{cls.__name__} has no size {unknown[0]!r}: expected some of {', '.join(known)}")
@@ -227,8 +227,8 @@ def masks(
     n: int,                              # images
     rng: torch.Generator | None = None,  # on `device`
     device: torch.device | str | None = None,
-) -> list[Tensor | None]:                # [n, C, h, w] or [n, C, 1, 1] for each dropout, in order; None for one that is off
-    "Dropout masks for a batch."
+) -> list[Tensor | None]:                # [n, C, h, w] or [n, C, 1, 1] for each dropout, in order
+    "Dropout masks for a batch, None for a dropout that is off."
     layers = [module for module in self.modules() if isinstance(module, Dropout)]
     device = device or (rng.device if rng else None)
     return [layer.mask(torch.rand(n, *layer.shape, generator=rng, device=device)) for layer in layers]
@@ -287,11 +287,11 @@ def _check_images(generator: Drawing, shape: tuple[int, int, int], conditioning:
     images = generator.eval()(generator.latent(2), conditioning.sample(2), generator.masks(2))
     generator.train(training)
     if images.shape != (2, *shape):
-        raise ValueError(f"the generator draws {list(images.shape)} for two images, expected {[2, *shape]}: let its factory "
-                         "build for the shape it is given")
+        raise ValueError(f"the generator draws {list(images.shape)} for two images, expected {[2, *shape]}: let its "
+                         "factory build for the shape it is given")
     if not (images.min() >= 0 and images.max() <= 1):
-        raise ValueError(f"the generator's pixels go from {images.min():.3g} to {images.max():.3g}, expected [0, 1]: end "
-                         "with a sigmoid")
+        raise ValueError(f"the generator's pixels go from {images.min():.3g} to {images.max():.3g}, expected "
+                         "[0, 1]: end with a sigmoid")
 
 # %% ../nbs/generator.ipynb #5ca0118a
 def make_generator(
@@ -305,7 +305,7 @@ def make_generator(
         torch.default_generator.manual_seed(seed)
         network = factory(shape, conditioning)
         if not isinstance(network, nn.Module):
-            raise ValueError(f"generator made a {type(network).__name__}: expected a factory that makes a torch.nn.Module")
+            raise ValueError(f"generator made a {type(network).__name__}: expected a factory that makes an nn.Module")
         generator = network if isinstance(network, Drawing) else _Wrapped(network)
         if not isinstance(network, Generator): _check_images(generator, shape, conditioning)
     return generator

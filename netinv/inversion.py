@@ -27,7 +27,7 @@ from .samples import Samples, class_accuracy
 
 # %% ../nbs/inversion.ipynb #00836fb7
 class Inverter(Loop):
-    "Trains conditioned generators against a frozen classifier (section 3.3), samples from them, and is saved and loaded."
+    "Trains generators against a frozen classifier (section 3.3), samples from them, and is saved and loaded."
 
 # %% ../nbs/inversion.ipynb #e605dcd3
 @patch
@@ -66,8 +66,8 @@ def _check_answers(
 ) -> None:
     "A `ValueError` where the classifier answers differently now."
     if torch.allclose(classifier.answers(), before.to(classifier.device), rtol=0.02, atol=0.1): return
-    raise ValueError(f"{path} belongs to a classifier that answers differently: use the preprocess it was trained with, "
-                     "or another folder")
+    raise ValueError(f"{path} belongs to a classifier that answers differently: use the preprocess it was trained "
+                     "with, or another folder")
 
 # %% ../nbs/inversion.ipynb #6e5a4d9d
 @patch
@@ -107,7 +107,8 @@ def save(
     "Write config.yaml, metrics.json, history.csv, generator.safetensors, samples.safetensors and samples.png."
     classifier, classes = self.classifier, len(self.conditioning.classes)
     drawn = self.sample(samples or max(min(100 * classes, 2_000), classes), seed=self.config["seed"])
-    about = {"shape": list(classifier.shape), "n_classes": classifier.n_classes, "classifier": fingerprint(classifier.model)}
+    about = {"shape": list(classifier.shape), "n_classes": classifier.n_classes,
+             "classifier": fingerprint(classifier.model)}
     weights = {**self.averaged.module.state_dict(), "answers": classifier.answers()}
     numbers = summary(self, drawn)
     write_run(folder, {
@@ -157,7 +158,8 @@ def load(
         raise ValueError(f"{folder} was trained against another classifier: load it with that one")
     if objective is None: objective = build_objective(kind, weights, of_objective)
     else: objective.update(**weights, **of_objective)
-    inverter = cls(classifier, objective=objective, generator=_factory(drawn_by, generator, folder), **config, **settings)
+    factory = _factory(drawn_by, generator, folder)
+    inverter = cls(classifier, objective=objective, generator=factory, **config, **settings)
     drawn_with, _ = load_tensors(path := Path(folder) / "generator.safetensors")
     if "answers" in drawn_with: _check_answers(classifier, drawn_with.pop("answers"), path)
     for modules in (inverter.generators, inverter.averaged.module): modules.load_state_dict(drawn_with)

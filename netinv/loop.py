@@ -16,7 +16,7 @@ import torch
 from fastcore.basics import patch
 from fastcore.meta import delegates
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.optim.swa_utils import AveragedModel
 
 from .conditioning import Condition, make_conditioning
 from .device import pick_amp
@@ -35,7 +35,7 @@ class Loop(Run):
         classifier: FrozenClassifier,
         *,
         objective: Objective | None = None,    # what is minimised; None: `Inversion` with its usual weights
-        generator: Callable | None = None,     # factory, shape and conditioning to network; None: the objective's choice
+        generator: Callable | None = None,     # shape and conditioning to network; None: the objective's choice
         conditioning: str = "vector-matrix",   # "label", "vector", "matrix" or "vector-matrix"
         n_generators: int = 1,                 # K >= 1, trained at once and independently
         temperature: float = 0.15,             # T > 0 in P = softmax(v / T)
@@ -74,7 +74,8 @@ class Loop(Run):
         return self.config | {"objective": type(self.objective).__name__}
 
     def __repr__(self) -> str:
-        return f"{type(self).__name__}({len(self.generators)} generators, {self.step} steps, {self.conditioning}, {self.classifier})"
+        kind, k = type(self).__name__, len(self.generators)
+        return f"{kind}({k} generators, {self.step} steps, {self.conditioning}, {self.classifier})"
 
 # %% ../nbs/loop.ipynb #dc789a54
 @patch
@@ -83,11 +84,23 @@ def _build(self: Loop, factory: Callable, seeds: list[int]) -> None:
     made = [accelerate(make_generator(factory, self.classifier.shape, self.conditioning, seed)) for seed in seeds]
     self.generators = nn.ModuleList(made).to(self.device, memory_format=torch.channels_last)
     self.at_once = len(made) > 1 and self.device.type == "cuda" and isinstance(made[0], Generator)
-    decay = get_ema_multi_avg_fn(self.config["averaging"])
-    self.averaged = AveragedModel(self.generators, multi_avg_fn=decay, use_buffers=True).eval()
+    self.averaged = AveragedModel(self.generators, use_buffers=True).eval()
     self.rngs = [torch.Generator(self.device).manual_seed(seed) for seed in seeds]
     self.optimizers = [torch.optim.Adam(self.generators.parameters(), self.config["lr"], betas=(0.5, 0.999),
                                         fused=self.device.type in ("cpu", "cuda"))]
+
+# %% ../nbs/loop.ipynb #a68ee8e6
+@patch
+@torch.no_grad()
+def average(self: Loop) -> None:
+    "Move the running mean of weights and buffers on; the first step is its beginning."
+    keep, mean = self.config["averaging"] if self.step else 0.0, self.averaged.module
+    pairs = list(zip((*mean.parameters(), *mean.buffers()), (*self.generators.parameters(), *self.generators.buffers())))
+    numbers = [pair for pair in pairs if pair[0].is_floating_point()]
+    torch._foreach_lerp_(*map(list, zip(*numbers)), 1 - keep)
+    for ours, theirs in pairs:
+        if not ours.is_floating_point(): ours.copy_(ours * keep + theirs * (1 - keep))  # counts of batches
+    self.averaged.n_averaged += 1
 
 # %% ../nbs/loop.ipynb #d7924ab8
 def _check_settings(objective, batch_size: int, n_generators: int, lr: float, averaging: float, seed: int) -> None:
@@ -97,7 +110,8 @@ def _check_settings(objective, batch_size: int, n_generators: int, lr: float, av
     if batch_size < 2: raise ValueError(f"batch_size is {batch_size}: variety needs at least 2 images in a batch")
     if n_generators < 1: raise ValueError(f"n_generators is {n_generators}: expected 1 or more")
     if not 0 < lr < math.inf: raise ValueError(f"lr is {lr}: expected a number above 0")
-    if not 0 <= averaging < 1: raise ValueError(f"averaging is {averaging}: expected a decay from 0 up to, not including, 1")
+    if not 0 <= averaging < 1:
+        raise ValueError(f"averaging is {averaging}: expected a decay from 0 up to, not including, 1")
     if not isinstance(seed, Integral): raise ValueError(f"seed is {seed!r}: expected a whole number")
 
 def _whole_numbers(
@@ -140,7 +154,7 @@ def train_step(self: Loop) -> None:
     parameters = list(self.generators.parameters())  # alone: a term may differentiate by the classifier's weights
     (len(self.generators) * total).backward(inputs=parameters)
     self.optimizers[0].step()
-    self.averaged.update_parameters(self.generators)
+    self.average()
     self.step, self.seconds = self.step + 1, time.perf_counter() - self.began
     self.record({"total": total, **terms}, condition.labels.flatten(), flat.logits)
 
@@ -178,7 +192,7 @@ def columns(
 def history(
     self: Loop,
 ):  # pandas.DataFrame, a row a step: step, seconds, total, every weight's term, accuracy, accuracy_0 ... accuracy_{N-1}
-    "How every term and the accuracy on the training batches went; NaN for a term that was off and a class not asked for."
+    "Every term and the accuracy on the training batches; NaN for a term that was off and a class not asked for."
     import pandas as pd
 
     if self.log is None: return pd.DataFrame(columns=["step", "seconds", "total", "accuracy"])
@@ -250,7 +264,7 @@ def sample(
 @patch
 def measure(
     self: Loop,
-    per_class: int | None = None,  # samples of each class and generator; None for 1,000 a generator, at least 20 a class
+    per_class: int | None = None,  # samples of each class and generator; None: 1,000 a generator, at least 20 a class
 ) -> Tensor:                       # [K, N] float32 in [0, 1], NaN for classes that are left out
     "Inversion accuracy on fresh samples with dropout on; the same samples at the same step, whatever was drawn before."
     n = self.classifier.n_classes
@@ -287,8 +301,8 @@ def check_finite(
     bad = [term for term, weight in self.objective.weights.items() if weight and not math.isfinite(numbers[term])]
     term, step = (bad or ["total"])[0], self.step - len(block) + row + 1
     self.rewind(*good)
-    raise FloatingPointError(f"the term {term!r} became {numbers[term]} at step {step}: the generators are back at step "
-                             f"{self.step}; lower its weight or lr, or check the classifier")
+    raise FloatingPointError(f"the term {term!r} became {numbers[term]} at step {step}: the generators are back at "
+                             f"step {self.step}; lower its weight or lr, or check the classifier")
 
 # %% ../nbs/loop.ipynb #b95e2f44
 @patch
@@ -342,6 +356,6 @@ def fit(
                     self.save_checkpoint(checkpoint_dir, start=start, reached=None)
                     last = self.step
         finally:
-            if self.log and self.log.filled: self.log.read()  # an interrupted run can be looked at, saved and gone on with
+            if self.log and self.log.filled: self.log.read()  # for a run that was interrupted
     if checkpoint_dir: self.save_checkpoint(checkpoint_dir, start=start, reached=until if done else None)
     return self.history

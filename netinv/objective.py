@@ -91,8 +91,8 @@ def _row(self: Objective, name: str) -> Term | Setting:
     rows = {row.name: row for row in self.rows}
     if name in rows: return rows[name]
     near = get_close_matches(str(name), rows, n=1)
-    hint = f"did you mean {near[0]}? " if near else ""
-    raise ValueError(f"{type(self).__name__} has no weight {name!r}: {hint}expected some of {', '.join(rows) or 'none'}")
+    hint, known = f"did you mean {near[0]}? " if near else "", ", ".join(rows)
+    raise ValueError(f"{type(self).__name__} has no weight {name!r}: {hint}expected some of {known}")
 
 def _checked(row: Term | Setting, value: float) -> float:
     "The value as a number; a `ValueError` where it cannot be one of that row."
@@ -127,7 +127,8 @@ def weigh(
 ) -> Tensor:                   # scalar
     "The weighted sum, for gradients to flow back from; a `ValueError` where no term depends on the images."
     for name, term in terms.items():
-        if term.ndim: raise ValueError(f"the term {name!r} is {list(term.shape)}: let its loss return a scalar, such as a mean")
+        if term.ndim:
+            raise ValueError(f"the term {name!r} is {list(term.shape)}: let its loss return a scalar, such as a mean")
     total = sum(self._numbers[name] * term for name, term in terms.items())
     if isinstance(total, Tensor) and total.requires_grad: return total
     raise ValueError("no term that has a weight depends on the images: give one a weight above 0, such as beta")
@@ -140,8 +141,8 @@ class Inversion(Objective):
              lambda view: kl_loss(view.condition.target_probs, view.out.logits)),
         Term("beta", "β", 8.0, "cross entropy: the classifier shall answer the label",
              lambda view: ce_loss(view.out.logits, view.condition.labels)),
-        Term("gamma", "γ", 16.0, "cosine similarity of features: images of a batch shall differ in what the classifier sees",
-             lambda view: cosine_loss(view.out.features)),
+        Term("gamma", "γ", 16.0, "cosine similarity of features: images of a batch shall differ in what the classifier "
+             "sees", lambda view: cosine_loss(view.out.features)),
         Term("delta", "δ", 5.0, "orthogonality of features: like γ, and stronger for pairs that are very much alike",
              lambda view: ortho_loss(view.out.features)),
         Term("gamma_pix", "γ_pix", 5.0, "cosine similarity of images: images of a batch shall differ in their pixels; "
@@ -199,7 +200,7 @@ def describe(self: Objective) -> dict:
 def _unknown(name: str) -> Term:
     "A row for a term whose loss only its author has."
     def loss(view: View) -> Tensor:
-        raise ValueError(f"the term {name!r} is of the run's own: load the run with objective=..., which defines that term")
+        raise ValueError(f"the term {name!r} is of the run's own: load the run with objective=..., which defines it")
     return Term(name, name, 0.0, "a term of the run's own", loss)
 
 # %% ../nbs/objective.ipynb #ab445d0c

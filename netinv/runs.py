@@ -26,7 +26,7 @@ class Log:
     def __init__(self, columns: list[str], device: torch.device):
         self.columns, self.seconds = columns, []  # seconds: one number a row, known without asking the device
         self.block, self.filled = torch.zeros(SYNC_EVERY, len(columns), device=device), 0
-        self.table = torch.zeros(0, len(columns), dtype=torch.float64)  # what has been read, [steps, columns], on the CPU
+        self.table = torch.zeros(0, len(columns), dtype=torch.float64)  # what has been read, [steps, columns]
 
     def write(self, row: Tensor, seconds: float = 0.0) -> None:
         "Append one row, [columns], without waiting for it; at most `SYNC_EVERY` rows between two reads."
@@ -58,7 +58,7 @@ def fingerprint(
 
 # %% ../nbs/runs.ipynb #6bc8015e
 class Run:
-    "A training that can be stopped, gone on with and taken back; the base of `Inverter` and of the classifier's `Trainer`."
+    "A training that can be stopped, gone on with and taken back; the base of `Inverter` and of `Trainer`."
     file = "checkpoint.safetensors"  # its name in the folder of a run
     step, seconds, log = 0, 0.0, None
     optimizers, schedules, rngs = (), (), ()
@@ -83,7 +83,8 @@ class Run:
 def state(self: Run) -> dict[str, Tensor]:
     "Weights, moments and random states by name, as references."
     moments = [optimizer.state_dict()["state"] for optimizer in self.optimizers]
-    return {**{f"{part}.{name}": t for part, network in self.parts().items() for name, t in network.state_dict().items()},
+    networks = {part: network.state_dict() for part, network in self.parts().items()}
+    return {**{f"{part}.{name}": t for part, weights in networks.items() for name, t in weights.items()},
             **{f"optimizers.{o}.{i}.{name}": t for o, all_of in enumerate(moments) for i, own in all_of.items()
                for name, t in own.items() if isinstance(t, Tensor)},
             **{f"rngs.{k}": rng.get_state() for k, rng in enumerate(self.rngs)}, **self.more()}
@@ -138,7 +139,8 @@ def save_checkpoint(
     meta = {"settings": self.settings(), "step": self.step, "seconds": self.seconds, "groups": groups,
             "schedules": [schedule.state_dict() for schedule in self.schedules],
             "columns": self.log.columns if self.log else None, **progress}
-    log = {"log": self.log.table, "log.seconds": torch.tensor(self.log.seconds, dtype=torch.float64)} if self.log else {}
+    log = {}
+    if self.log: log = {"log": self.log.table, "log.seconds": torch.tensor(self.log.seconds, dtype=torch.float64)}
     save_tensors(Path(folder) / self.file, {**self.state(), **log, **(also or {})}, meta)
 
 # %% ../nbs/runs.ipynb #d4d45619
@@ -240,5 +242,6 @@ def load_network(
 ) -> tuple[dict[str, Tensor], dict]:  # weights, description
     "What `save_network` wrote; a `ValueError` where the file holds something else."
     tensors, about = load_tensors(path)
-    if not set(needed) <= set(about): raise ValueError(f"{path} holds no {kind}: give a file that netinv has saved as one")
+    if not set(needed) <= set(about):
+        raise ValueError(f"{path} holds no {kind}: give a file that netinv has saved as one")
     return tensors, about

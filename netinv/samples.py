@@ -81,7 +81,8 @@ def _repr_png_(self: Samples) -> bytes: return self.picture()._repr_png_()
 
 @patch
 def __repr__(self: Samples) -> str:
-    size, what = "x".join(map(str, self.images.shape[1:])), "accuracy" if self.generator is None else "inversion accuracy"
+    size = "x".join(map(str, self.images.shape[1:]))
+    what = "accuracy" if self.generator is None else "inversion accuracy"
     return f"Samples({len(self)} images of {size}, {what} {self.hits.float().mean():.1%})"
 
 # %% ../nbs/samples.ipynb #6e0a0794
@@ -150,7 +151,8 @@ def reachable(
     lost = [k for k in wanted if k in classifier.unreachable]
     if wanted and len(lost) == len(wanted):
         raise ValueError("no class can be reached: this classifier's logits are all minus infinity")
-    if lost: warnings.warn(f"the logits of classes {lost} are minus infinity: no image reaches these, so they are left out")
+    if lost:
+        warnings.warn(f"the logits of classes {lost} are minus infinity: no image reaches these, so they are left out")
     return [k for k in wanted if k not in lost]
 
 # %% ../nbs/samples.ipynb #33823105

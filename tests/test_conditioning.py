@@ -7,7 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from netinv.conditioning import CONDITIONINGS, label_matrix, label_vector, make_conditioning, matrix_size
-from netinv.generator import Dropout, Generator, random_bytes, stage_sizes
+from netinv.faster import _ByteDropout, _random_bytes, accelerate
+from netinv.generator import Dropout, Generator, stage_sizes
 
 sides = st.integers(8, 64)
 
@@ -39,7 +40,7 @@ def test_vector_given_its_label_is_distributed_as_among_all_vectors() -> None:
 
 @given(st.sampled_from(CONDITIONINGS), st.integers(2, 30), st.floats(0.05, 3), st.integers(0, 99))
 def test_target_is_a_distribution_that_peaks_at_the_label(name: str, n: int, temperature: float, seed: int) -> None:
-    c = make_conditioning(name, n, temperature=temperature, side=28).sample(8, generator=torch.Generator().manual_seed(seed))
+    c = make_conditioning(name, n, temperature=temperature, side=28).sample(8, rng=torch.Generator().manual_seed(seed))
     assert torch.allclose(c.target_probs.sum(1), torch.ones(8), atol=1e-5)
     assert torch.allclose(c.target_probs.gather(1, c.labels[:, None])[:, 0], c.target_probs.amax(1))
 
@@ -68,15 +69,31 @@ def test_the_label_matters(name: str) -> None:
     conditioning = make_conditioning(name, 10)
     generator = Generator((1, 28, 28), conditioning, width=16).eval()
     z = torch.randn(1, 64)
-    one, other = (generator(z, conditioning.sample(1, torch.tensor([k]), torch.Generator().manual_seed(0)),
-                            torch.Generator().manual_seed(0)) for k in (3, 4))
+    masks = generator.masks(1, torch.Generator().manual_seed(0))
+    one, other = (generator(z, conditioning.sample(1, torch.tensor([k]), torch.Generator().manual_seed(0)), masks)
+                  for k in (3, 4))
     assert not torch.equal(one, other)
 
 
+@pytest.mark.parametrize("by_bytes", [False, True])
 @pytest.mark.parametrize("shape", [(8, 1, 1), (8, 3, 3)])
-def test_dropout_keeps_the_mean_and_drops_the_share(shape: tuple[int, int, int]) -> None:
-    noise = random_bytes(4000 * math.prod(shape), torch.Generator().manual_seed(0))
-    mask = Dropout(0.3, shape).mask(noise)
+def test_dropout_keeps_the_mean_and_drops_the_share(shape: tuple[int, int, int], by_bytes: bool) -> None:
+    rng = torch.Generator().manual_seed(0)
+    if by_bytes: mask = _ByteDropout(0.3, shape).mask(_random_bytes(4000 * math.prod(shape), rng))
+    else: mask = Dropout(0.3, shape).mask(torch.rand(4000, *shape, generator=rng))
     assert mask.shape == (4000, *shape)
     assert abs(mask.mean().item() - 1) < 0.03
     assert abs((mask == 0).float().mean().item() - 0.3) < 0.02
+
+
+@given(st.sampled_from(CONDITIONINGS), sides, sides, st.sampled_from([1, 3]), st.integers(0, 3))
+def test_an_accelerated_generator_draws_the_same_images(name: str, height: int, width: int, channels: int, smooth: int) -> None:
+    conditioning = make_conditioning(name, 5, side=min(height, width))
+    torch.manual_seed(0)
+    plain = Generator((channels, height, width), conditioning, width=16, smooth=smooth)
+    given = plain.latent(4), conditioning.sample(4), plain.masks(4)
+    images = plain(*given)
+    state = {key: t.clone() for key, t in plain.state_dict().items()}
+    sooner = accelerate(plain)
+    assert torch.allclose(sooner(*given), images, atol=1e-5)
+    assert list(state) == list(sooner.state_dict()) and accelerate(sooner) is sooner

@@ -14,7 +14,8 @@ SITE = ROOT / "_docs"
 @pytest.fixture(scope="module")
 def site() -> Iterator[str]:
     "The address of the site, built anew."
-    if importlib.util.find_spec("smalldocs") is None: pytest.skip("smalldocs, which builds the site where there is no Quarto, needs Python 3.11")
+    if importlib.util.find_spec("smalldocs") is None:
+        pytest.skip("smalldocs, which builds the site where there is no Quarto, needs Python 3.11")
     done = subprocess.run([sys.executable, ROOT / "tools/docs.py"], capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     port = free_port()
@@ -34,9 +35,11 @@ def test_every_page_loads_by_itself(site: str, chromium) -> None:
         with noting(chromium) as (page, errors, asked):
             page.goto(f"{site}/{path}", wait_until="load")
             strange = [url for url in asked if not url.startswith((site, "data:", "blob:"))]
-            nameless = page.locator("main img:not([alt]), main img[alt='']").evaluate_all("all => all.map(e => e.outerHTML.slice(0, 120))")
+            pictures = page.locator("main img:not([alt]), main img[alt='']")
+            nameless = pictures.evaluate_all("all => all.map(e => e.outerHTML.slice(0, 120))")
             undrawn = page.locator("span.math:not(:has(math))").count()
-        found = {"errors": errors, "requests that leave": strange, "pictures without alt text": nameless, "equations as source": undrawn}
+        found = {"errors": errors, "requests that leave": strange, "pictures without alt text": nameless,
+                 "equations as source": undrawn}
         if any(found.values()): faults[str(path)] = {what: value for what, value in found.items() if value}
     assert not faults, faults
 
@@ -46,8 +49,10 @@ def test_every_link_inside_leads_somewhere(site: str, chromium) -> None:
     for path in pages():
         with noting(chromium) as (page, _, _):
             page.goto(f"{site}/{path}")
-            targets[f"{site}/{path}"] = set(page.evaluate("[...document.querySelectorAll('[id], a[name]')].map(e => e.id || e.name)"))
-            links += [(str(path), link) for link in page.evaluate("[...document.querySelectorAll('a[href]')].map(a => a.href)") if link.startswith(site)]
+            names = page.evaluate("[...document.querySelectorAll('[id], a[name]')].map(e => e.id || e.name)")
+            leads = page.evaluate("[...document.querySelectorAll('a[href]')].map(a => a.href)")
+            targets[f"{site}/{path}"] = set(names)
+            links += [(str(path), link) for link in leads if link.startswith(site)]
     lost = [(path, link) for path, link in links
             if (url := link.partition("#")[0].removesuffix("/")) not in targets and f"{url}/index.html" not in targets
             or (anchor := link.partition("#")[2]) and url in targets and anchor not in targets[url]]
@@ -74,7 +79,8 @@ def test_pages_fit_the_screen_and_everybody_can_use_them(site: str, chromium, sc
     for path in pages():
         with noting(context) as (page, _, _):
             page.goto(f"{site}/{path}")
-            if page.evaluate("document.documentElement.scrollWidth") > width: faults[str(path)] = "wider than the screen"
+            wide = page.evaluate("document.documentElement.scrollWidth") > width
+            if wide: faults[str(path)] = "wider than the screen"
             serious = [v for v in Axe().run(page).response["violations"] if v["impact"] in ("serious", "critical")]
             if serious: faults[str(path)] = {v["id"]: [node["html"][:100] for node in v["nodes"][:3]] for v in serious}
             if path.name == "inversion.html": page.screenshot(path=ARTEFACTS / f"docs_{scheme}_{width}.png")

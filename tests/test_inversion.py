@@ -15,14 +15,18 @@ from torch import nn
 
 from networks import worn_cnn
 
-from netinv.baselines import DeepInverter, PixelInverter
+from netinv.baselines import DeepInverter, LiteralGenerator, PixelInverter, literal_inverter
 from netinv.classifier import CNN
 from netinv.frozen import FrozenClassifier
-from netinv.inversion import InversionWeights, Inverter, summary, weigh
-from netinv.samples import Samples, spread
+from netinv.generator import Generator
+from netinv.inversion import Inverter, summary
+from netinv.objective import Inversion, Term
+from netinv.reconstruction import Reconstruction
 from netinv.runs import Log
+from netinv.samples import Samples, spread
 
-SMALL = dict(batch_size=8, width=16, latent_dim=8, amp="off")
+SIZES = dict(width=16, latent_dim=8)
+SMALL = dict(batch_size=8, generator=Generator.sized(**SIZES), amp="off")
 QUIET = dict(progress=False)
 
 
@@ -32,8 +36,13 @@ def small_model(n: int = 4, *, seed: int = 0) -> nn.Module:
         return nn.Sequential(nn.Flatten(), nn.Linear(144, 32), nn.LeakyReLU(), nn.Linear(32, n))
 
 
+def frozen(model: nn.Module, **settings) -> FrozenClassifier:
+    return FrozenClassifier(model, shape=(1, 12, 12), **settings)
+
+
 def small_inverter(**settings) -> Inverter:
-    return Inverter(small_model(), shape=(1, 12, 12), **{**SMALL, **settings})
+    sizes = {name: settings.pop(name) for name in list(settings) if name in Generator.__init__.__kwdefaults__}
+    return Inverter(frozen(small_model()), **{**SMALL, "generator": Generator.sized(**SIZES | sizes), **settings})
 
 
 class Biased(nn.Module):
@@ -72,9 +81,9 @@ KINDS = {
 @pytest.mark.parametrize("kind", KINDS)
 def test_inverts_any_classifier(kind: str) -> None:
     make, shape = KINDS[kind]
-    inverter = Inverter(make(), shape=shape, batch_size=4, width=16)
+    inverter = Inverter(FrozenClassifier(make(), shape=shape), batch_size=4, generator=Generator.sized(width=16))
     history = inverter.fit(2, **QUIET)
-    assert history[["total", "kl", "ce", "cosine", "ortho"]].notna().all(axis=None)
+    assert history[["total", "alpha", "beta", "gamma", "delta"]].notna().all(axis=None)
     samples = inverter.sample(2 * inverter.classifier.n_classes)
     assert samples.images.shape[1:] == shape and (samples.labels.bincount() == 2).all()
 
@@ -82,26 +91,26 @@ def test_inverts_any_classifier(kind: str) -> None:
 @pytest.mark.parametrize("conditioning", ["label", "vector", "matrix", "vector-matrix"])
 def test_reaches_every_class_of_an_easy_classifier(conditioning: str) -> None:
     until = 0.75 if conditioning == "vector" else 0.95  # the label has to be guessed from a vector thinned by dropout
-    inverter = small_inverter(conditioning=conditioning, batch_size=64, weights=InversionWeights(gamma=1, gamma_pix=0))
+    inverter = small_inverter(conditioning=conditioning, batch_size=64, objective=Inversion(gamma=1, gamma_pix=0))
     inverter.fit(500, until=until, **QUIET)
     assert inverter.step < 500 and inverter.measure().min() >= until
 
 
 def test_pixel_descent_reaches_every_class() -> None:
-    pixels = PixelInverter(small_model(), shape=(1, 12, 12))
+    pixels = PixelInverter(frozen(small_model()))
     history = pixels.fit(100, until=0.95, per_class=20)
     assert history.accuracy.iloc[-1] >= 0.95
     assert pixels.sample(40, seed=0).hits.float().mean() >= 0.9
 
 
 @pytest.mark.parametrize("kind", [PixelInverter, DeepInverter])
-def test_the_quick_descents_on_pixels_answer_as_the_plain_ones(kind: type) -> None:
-    frozen = FrozenClassifier(worn_cnn((1, 12, 12), 4), shape=(1, 12, 12), device="cpu")
-    plain, quick, coarse = kind(frozen), kind(frozen), kind(frozen, amp="bf16")
-    plain.quick = plain.classifier  # as it came
-    assert (quick.quick is quick.classifier) == (kind is DeepInverter)  # which has layers to watch
-    for inverter in (plain, quick, coarse): inverter.step = 5
-    images = [inverter.sample(8, seed=0).images for inverter in (plain, quick, coarse)]
+def test_descents_on_pixels_answer_the_same_folded_and_in_half_precision(kind: type) -> None:
+    classifier = frozen(worn_cnn((1, 12, 12), 4), device="cpu")
+    plain, folded, coarse = kind(classifier, folded=False), kind(classifier), kind(classifier, amp="bf16")
+    assert plain.target is plain.classifier
+    assert (folded.target is folded.classifier) == (kind is DeepInverter)  # which has layers to watch
+    for inverter in (plain, folded, coarse): inverter.step = 5
+    images = [inverter.sample(8, seed=0).images for inverter in (plain, folded, coarse)]
     apart = (images[1] - images[0]).abs()
     assert apart.quantile(0.98) < 1e-3 and apart.max() < 0.05  # rounding turns a few gradients that are nearly nothing, and Adam makes much of them
     assert coarse.amp is torch.bfloat16 and images[2].dtype is torch.float32
@@ -143,21 +152,22 @@ def test_generators_run_as_one_network_are_those_run_one_by_one(conditioning: st
     torch.testing.assert_close(list(apart.generators.buffers()), list(at_once.generators.buffers()))
 
 
-def test_the_quick_and_the_plain_classifier_give_a_generator_the_same_gradient() -> None:
+def test_the_folded_and_the_plain_classifier_give_a_generator_the_same_gradient() -> None:
     model = worn_cnn((3, 20, 20), 4)
-    quick, plain = (Inverter(FrozenClassifier(model, shape=(3, 20, 20)), seed=3, **SMALL) for _ in range(2))
-    assert quick.quick is not quick.classifier
-    plain.quick = plain.classifier
-    for inverter in (quick, plain): inverter.train_step()
-    ours, theirs = ([p.grad for p in inverter.generators.parameters()] for inverter in (quick, plain))
+    classifier = FrozenClassifier(model, shape=(3, 20, 20))
+    folded, plain = (Inverter(classifier, seed=3, folded=how, **SMALL) for how in (True, False))
+    assert folded.target is not classifier and plain.target is classifier
+    for inverter in (folded, plain): inverter.train_step()
+    ours, theirs = ([p.grad for p in inverter.generators.parameters()] for inverter in (folded, plain))
     scale = max(g.abs().max() for g in theirs).item()
     torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-4 * scale)
 
 
 def test_an_objective_of_ones_own_sees_the_classifier_as_it_is() -> None:
-    classifier = FrozenClassifier(CNN((1, 12, 12), 4), shape=(1, 12, 12))
-    own = Inverter(classifier, objective=lambda images, condition, out: {"kl": images.mean()}, **SMALL)
-    assert own.quick is classifier
+    classifier = frozen(CNN((1, 12, 12), 4))
+    class Watching(Inversion): watches = True
+
+    assert Inverter(classifier, objective=Watching(), **SMALL).target is classifier
 
 
 def test_sampling_leaves_training_as_it_is() -> None:
@@ -169,11 +179,11 @@ def test_sampling_leaves_training_as_it_is() -> None:
 
 def test_weights_may_change_while_training_goes_on() -> None:
     inverter = small_inverter()
-    def silence(inverter):
-        inverter.weights.alpha = inverter.weights.beta = inverter.weights.gamma = inverter.weights.gamma_pix = 0.0
+    def silence(inverter): inverter.objective.update(alpha=0, beta=0, gamma=0, gamma_pix=0)
     history = inverter.fit(3, on_step=silence, **QUIET)
-    assert history.total.iloc[0] > history.ortho.iloc[0]
-    assert torch.allclose(torch.tensor(history.total.iloc[1:].values), inverter.weights.delta * torch.tensor(history.ortho.iloc[1:].values))
+    assert history.total.iloc[0] > history.delta.iloc[0] and history.alpha.notna().tolist() == [True, False, False]
+    total, delta = (torch.tensor(history[name].iloc[1:].values) for name in ("total", "delta"))
+    assert torch.allclose(total, inverter.objective["delta"] * delta)
 
 
 def test_history_counts_what_the_batches_asked_for() -> None:
@@ -185,7 +195,7 @@ def test_history_counts_what_the_batches_asked_for() -> None:
 
 def test_a_class_of_logit_minus_infinity_is_left_out_and_reported() -> None:
     with pytest.warns(UserWarning, match=r"classes \[2\] are minus infinity"):
-        inverter = Inverter(Biased([0.0, 0.0, -torch.inf, 0.0]), shape=(1, 12, 12), **SMALL)
+        inverter = Inverter(frozen(Biased([0.0, 0.0, -torch.inf, 0.0])), **SMALL)
     history = inverter.fit(20, until=0.5, **QUIET)
     assert history.total.notna().all() and history.accuracy_2.isna().all()
     numbers = summary(inverter, inverter.sample(30))
@@ -193,7 +203,7 @@ def test_a_class_of_logit_minus_infinity_is_left_out_and_reported() -> None:
 
 
 def test_a_class_that_is_out_of_reach_is_reported_and_does_not_fail_the_run() -> None:
-    inverter = Inverter(Biased([0.0, 0.0, 0.0, -1e4]), shape=(1, 12, 12), **SMALL)
+    inverter = Inverter(frozen(Biased([0.0, 0.0, 0.0, -1e4])), **SMALL)
     inverter.fit(20, until=0.9, **QUIET)
     assert summary(inverter, inverter.sample(40))["unreached"][-1] == 3
 
@@ -203,28 +213,29 @@ def test_no_class_can_be_reached() -> None:
         def forward(self, images): return torch.full((len(images), 3), -torch.inf)
 
     with pytest.raises(ValueError), warnings.catch_warnings():
-        Inverter(Nothing(), shape=(1, 12, 12))
+        Inverter(frozen(Nothing()))
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 @pytest.mark.parametrize("at", [1, 7, 13])
 def test_a_term_that_is_not_finite_stops_the_run_by_name(value: float, at: int) -> None:
-    inverter = small_inverter()
-    terms, calls = inverter.objective, []
-    def objective(*args):
+    calls = []
+    def loss(view):
         calls.append(1)
-        return {**terms(*args), **({"ortho": terms(*args)["ortho"] * value} if len(calls) == at else {})}
-    inverter.objective = objective
-    with pytest.raises(FloatingPointError, match=f"'ortho' became {value} at step {at}"): inverter.fit(30, **QUIET)
+        return view.images.mean() * (value if len(calls) == at else 1)
+    inverter, whole = (small_inverter(objective=Inversion(Term("eta_light", "η", 1.0, "light", f)))
+                       for f in (loss, lambda view: view.images.mean()))
+    with pytest.raises(FloatingPointError, match=f"'eta_light' became {value} at step {at}"): inverter.fit(30, **QUIET)
     assert inverter.step == (at - 1) // 10 * 10 == len(inverter.history)
-    inverter.objective = terms
-    whole = small_inverter()
-    inverter.fit(30 - inverter.step, **QUIET); whole.fit(30, **QUIET)
+    inverter.fit(30 - inverter.step, **QUIET)
+    whole.fit(30, **QUIET)
     assert all(torch.equal(t, whole.state()[name]) for name, t in inverter.state().items())
 
 
 def test_a_term_of_weight_zero_may_be_infinite() -> None:
-    assert weigh({"a": torch.tensor(2.0), "b": torch.tensor(torch.inf)}, {"a": 3.0, "b": 0.0}) == 6
+    infinite = Term("eta_hole", "η", 0.0, "infinite", lambda view: view.images.mean() * torch.inf)
+    history = small_inverter(objective=Inversion(infinite)).fit(3, **QUIET)
+    assert history.total.notna().all() and history.eta_hole.isna().all()
 
 
 def test_bad_settings_get_a_sentence() -> None:
@@ -307,16 +318,16 @@ def test_a_pickle_in_place_of_a_checkpoint_does_not_run(tmp_path: Path) -> None:
 def test_resuming_something_else_is_refused(tmp_path: Path) -> None:
     small_inverter().fit(2, checkpoint_dir=tmp_path, **QUIET)
     with pytest.raises(ValueError, match="'seed': 0.*'seed': 5"): small_inverter(seed=5).load_checkpoint(tmp_path)
-    other = Inverter(small_model(seed=9), shape=(1, 12, 12), **SMALL)
+    other = Inverter(frozen(small_model(seed=9)), **SMALL)
     with pytest.raises(ValueError, match="another classifier"): other.load_checkpoint(tmp_path)
     with pytest.raises(ValueError, match="needs checkpoint_dir"): small_inverter().fit(2, resume=True)
 
 
 def test_a_finished_run_is_not_trained_again(tmp_path: Path) -> None:
-    settings = dict(batch_size=64, weights=InversionWeights(gamma=1, gamma_pix=0))
-    first = small_inverter(**settings)
+    settings = lambda: dict(batch_size=64, objective=Inversion(gamma=1, gamma_pix=0))
+    first = small_inverter(**settings())
     first.fit(300, until=0.9, checkpoint_dir=tmp_path, **QUIET)
-    again = small_inverter(**settings)
+    again = small_inverter(**settings())
     again.fit(300, until=0.9, checkpoint_dir=tmp_path, resume=True, **QUIET)
     assert again.step == first.step < 300
 
@@ -347,7 +358,7 @@ def test_a_saved_run_is_one_folder_that_loads_again(tmp_path: Path) -> None:
 
     import pandas as pd
 
-    classifier = FrozenClassifier(small_model(), shape=(1, 12, 12))
+    classifier = frozen(small_model())
     inverter = Inverter(classifier, n_generators=2, **SMALL)
     inverter.fit(12, **QUIET)
     numbers = inverter.save(tmp_path)
@@ -356,25 +367,88 @@ def test_a_saved_run_is_one_folder_that_loads_again(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "metrics.json").read_text()) == numbers
     assert len(pd.read_csv(tmp_path / "history.csv")) == 12
     assert torch.equal(Inverter.load(tmp_path, classifier, amp="off").sample(8, seed=1).images, inverter.sample(8, seed=1).images)
-    with pytest.raises(ValueError, match="another classifier"): Inverter.load(tmp_path, small_model(seed=3))
+    with pytest.raises(ValueError, match="another classifier"): Inverter.load(tmp_path, frozen(small_model(seed=3)))
 
 
-def test_a_run_saved_before_its_width_was_written_down_has_that_of_then(tmp_path: Path) -> None:
+def test_a_run_of_version_0_1_has_the_width_of_then(tmp_path: Path) -> None:
     import yaml
 
-    classifier = FrozenClassifier(small_model(), shape=(1, 12, 12))
-    Inverter(classifier, **SMALL | {"width": 64}).save(tmp_path)
+    classifier = frozen(small_model())
+    Inverter(classifier, batch_size=8, amp="off", generator=Generator.sized(width=64, latent_dim=8)).save(tmp_path)
     config = yaml.safe_load((tmp_path / "config.yaml").read_text())
-    assert {"latent_dim", "width", "dropout", "brightness", "smooth"} <= set(config)
-    (tmp_path / "config.yaml").write_text(yaml.safe_dump({name: value for name, value in config.items() if name != "width"}))
-    assert Inverter.load(tmp_path, classifier, amp="off").config["width"] == 64
+    sizes = config.pop("generator")
+    assert sizes.pop("kind") == "Generator" and {"latent_dim", "width", "dropout", "brightness", "smooth"} <= set(sizes)
+    assert config.pop("objective") == "Inversion"
+    old = {**config, **{name: value for name, value in sizes.items() if name != "width"}}  # named neither kind nor width
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(old))
+    again = Inverter.load(tmp_path, classifier, amp="off")
+    assert again.config["generator"]["width"] == 64 and again.objective.numbers == Inversion().numbers
+
+
+LIGHT = Term("eta_light", "η_light", 2.0, "total brightness", lambda view: view.images.mean())
+RUNS = {
+    "inversion": lambda c: Inverter(c, **SMALL),
+    "other weights": lambda c: Inverter(c, objective=Inversion(gamma=3, delta=0), conditioning="vector", **SMALL),
+    "the paper's terms": lambda c: Inverter(c, objective=Inversion.paper(), **SMALL),
+    "three generators": lambda c: Inverter(c, n_generators=3, **SMALL),
+    "a term of one's own": lambda c: Inverter(c, objective=Inversion(LIGHT), **SMALL),
+    "reconstruction": lambda c: Inverter(c, objective=Reconstruction.recipe(c, "prior"), **SMALL),
+    "reconstruction by the paper": lambda c: Inverter(c, objective=Reconstruction.recipe(c, "paper"), **SMALL),
+    "reconstruction's own generator": lambda c: Inverter(c, objective=Reconstruction.recipe(c), batch_size=8),
+    "the literal version": lambda c: literal_inverter(c, batch_size=8),
+}
+
+
+@pytest.mark.parametrize("kind", RUNS)
+def test_every_kind_of_run_is_loaded(kind: str, tmp_path: Path) -> None:
+    classifier = frozen(CNN((1, 12, 12), 4), device="cpu")
+    inverter = RUNS[kind](classifier)
+    inverter.fit(2, **QUIET)
+    inverter.save(tmp_path)
+    again = Inverter.load(tmp_path, classifier)
+    assert torch.equal(again.sample(8, seed=1).images, inverter.sample(8, seed=1).images)
+    assert again.objective.numbers == inverter.objective.numbers and again.config == inverter.config
+    if kind == "a term of one's own":
+        with pytest.raises(ValueError, match="'eta_light' is of the run's own"): again.fit(1, **QUIET)
+        again = Inverter.load(tmp_path, classifier, objective=Inversion(LIGHT))
+    again.fit(1, **QUIET)
+
+
+def test_a_generator_of_ones_own_has_to_be_handed_in(tmp_path: Path) -> None:
+    class Perceptron(nn.Module):
+        def __init__(self, shape, conditioning):
+            super().__init__()
+            self.layers = nn.Sequential(nn.Linear(64 + conditioning.n_classes, 144), nn.Sigmoid(), nn.Unflatten(1, shape))
+
+        def forward(self, z, condition): return self.layers(torch.cat([z, condition.vector], 1))
+
+    classifier = frozen(small_model())
+    inverter = Inverter(classifier, generator=Perceptron, batch_size=8)
+    inverter.fit(3, **QUIET)
+    inverter.save(tmp_path)
+    with pytest.raises(ValueError, match="load it with generator=Perceptron"): Inverter.load(tmp_path, classifier)
+    again = Inverter.load(tmp_path, classifier, generator=Perceptron)
+    assert torch.equal(again.sample(8, seed=1).images, inverter.sample(8, seed=1).images)
+
+
+def test_a_plain_module_gets_the_line_to_write() -> None:
+    line = r"FrozenClassifier\(classifier, shape=\(channels, height, width\)\)"
+    with pytest.raises(ValueError, match=line): Inverter(small_model())
+
+
+def test_a_term_that_is_off_is_never_computed() -> None:
+    never = Term("eta_never", "η", 0.0, "costs nothing", lambda view: 1 / 0)
+    history = small_inverter(objective=Inversion(never)).fit(2, **QUIET)
+    assert history.eta_never.isna().all() and history.total.notna().all()
 
 
 def test_a_saved_run_is_loaded_with_the_preprocess_it_was_trained_with(tmp_path: Path) -> None:
     model = small_model()
-    Inverter(FrozenClassifier(model, shape=(1, 12, 12), preprocess=lambda x: (x - 0.1) / 0.3), **SMALL).save(tmp_path)
-    Inverter.load(tmp_path, FrozenClassifier(model, shape=(1, 12, 12), preprocess=lambda x: (x - 0.1) / 0.3))
-    with pytest.raises(ValueError, match="answers differently: use the preprocess it was trained with"): Inverter.load(tmp_path, model)
+    scaled = lambda: frozen(model, preprocess=lambda x: (x - 0.1) / 0.3)
+    Inverter(scaled(), **SMALL).save(tmp_path)
+    Inverter.load(tmp_path, scaled())
+    with pytest.raises(ValueError, match="answers differently: use the preprocess it was trained with"):
+        Inverter.load(tmp_path, frozen(model))
 
 
 def test_a_run_against_a_classifier_that_answers_at_random_is_loaded(tmp_path: Path) -> None:
@@ -385,8 +459,8 @@ def test_a_run_against_a_classifier_that_answers_at_random_is_loaded(tmp_path: P
 
         def forward(self, x): return self.model(nn.functional.dropout(x, 0.5, training=True))
     model = Random()
-    with pytest.warns(UserWarning, match="is random"): Inverter(model, shape=(1, 12, 12), **SMALL).save(tmp_path)
-    with pytest.warns(UserWarning, match="is random"): assert len(Inverter.load(tmp_path, model).sample(4)) == 4
+    with pytest.warns(UserWarning, match="is random"): Inverter(frozen(model), **SMALL).save(tmp_path)
+    with pytest.warns(UserWarning, match="is random"): assert len(Inverter.load(tmp_path, frozen(model)).sample(4)) == 4
 
 
 def test_an_answer_of_nan_is_no_hit(tmp_path: Path) -> None:
@@ -399,7 +473,7 @@ def test_an_answer_of_nan_is_no_hit(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("settings, says", [
     (dict(classes=3), "classes is 3: expected a list of whole numbers"), (dict(classes=[0.5]), "classes is [0.5]"), (dict(seed=None), "seed is None"), (dict(lr=0.0), "lr is 0.0"),
-    (dict(averaging=1.0), "averaging is 1.0"), (dict(latent_dim=0), "latent_dim is 0"), (dict(smooth=-1), "smooth is -1"), (dict(weights={"alpha": 1}), "give InversionWeights(**weights)")])
+    (dict(averaging=1.0), "averaging is 1.0"), (dict(latent_dim=0), "latent_dim is 0"), (dict(smooth=-1), "smooth is -1"), (dict(objective={"alpha": 1}), "give an Objective, such as Inversion(gamma=8)")])
 def test_settings_that_cannot_be(settings: dict, says: str) -> None:
     with pytest.raises(ValueError) as error: small_inverter(**settings)
     assert says in str(error.value)
@@ -407,7 +481,8 @@ def test_settings_that_cannot_be(settings: dict, says: str) -> None:
 
 @pytest.mark.parametrize("value", [-1.0, float("nan"), float("inf"), "much"])
 def test_weights_are_numbers_of_at_least_zero(value: object) -> None:
-    with pytest.raises(ValueError, match="beta is .*expected a number of at least 0"): InversionWeights(beta=value)
+    with pytest.raises(ValueError, match="beta is .*expected 0 or a positive number"): Inversion(beta=value)
+    with pytest.raises(ValueError, match="beta is .*expected 0 or a positive number"): Inversion()["beta"] = value
 
 
 @pytest.mark.parametrize("settings, says", [(dict(steps=-5), "steps is -5"), (dict(steps=5, until=95), "until is 95"), (dict(steps=5, until=0), "until is 0")])
@@ -427,14 +502,14 @@ def test_classes_and_seeds_of_numpy_and_torch() -> None:
 def test_a_run_that_goes_on_with_other_weights_says_so(tmp_path: Path) -> None:
     small_inverter().fit(10, checkpoint_dir=tmp_path, **QUIET)
     with pytest.warns(UserWarning, match="was trained with .*'alpha': 1.0.*from here on with .*'alpha': 3.0"):
-        small_inverter(weights=InversionWeights(alpha=3.0)).fit(20, checkpoint_dir=tmp_path, resume=True, **QUIET)
+        small_inverter(objective=Inversion(alpha=3.0)).fit(20, checkpoint_dir=tmp_path, resume=True, **QUIET)
 
 
 def test_a_classifier_with_a_state_that_is_no_tensor(tmp_path: Path) -> None:
     class Remembering(nn.Sequential):
         def get_extra_state(self): return {"version": 2}
         def set_extra_state(self, state): pass
-    Inverter(Remembering(*small_model()), shape=(1, 12, 12), **SMALL).fit(10, checkpoint_dir=tmp_path, **QUIET)
+    Inverter(frozen(Remembering(*small_model())), **SMALL).fit(10, checkpoint_dir=tmp_path, **QUIET)
     assert (tmp_path / "checkpoint.safetensors").exists()
 
 
@@ -468,13 +543,13 @@ def test_an_interrupted_run_can_be_looked_at_saved_and_gone_on_with(at: int, tmp
 
 
 def test_a_checkpoint_knows_preprocessing_apart_and_classes_however_they_are_given(tmp_path: Path) -> None:
-    plain, dark = (FrozenClassifier(small_model(), shape=(1, 12, 12), preprocess=p, device="cpu") for p in (None, lambda x: 5 * (1 - x)))
-    start = lambda classifier, classes: Inverter(classifier, classes=classes, batch_size=4, width=16)
+    plain, dark = (frozen(small_model(), preprocess=p, device="cpu") for p in (None, lambda x: 5 * (1 - x)))
+    start = lambda classifier, classes: Inverter(classifier, classes=classes, batch_size=4, generator=Generator.sized(width=16))
     start(plain, (0, 1)).fit(2, checkpoint_dir=tmp_path, progress=False)
     start(plain, range(2)).fit(2, checkpoint_dir=tmp_path, resume=True, progress=False)
     with pytest.raises(ValueError, match="preprocess"): start(dark, [0, 1]).fit(2, checkpoint_dir=tmp_path, resume=True, progress=False)
 
 
 def test_without_any_weight_there_is_a_sentence() -> None:
-    weights = InversionWeights(**dict.fromkeys(vars(InversionWeights()), 0.0))
-    with pytest.raises(ValueError, match="weight above 0"): small_inverter(weights=weights).fit(1, progress=False)
+    nothing = Inversion(**dict.fromkeys(Inversion().weights, 0.0))
+    with pytest.raises(ValueError, match="weight above 0"): small_inverter(objective=nothing).fit(1, progress=False)

@@ -1,12 +1,17 @@
-"""Fail if the notebooks and what is made from them have drifted apart.
+"""Fail if the notebooks and what is made from them have drifted apart, or a notebook breaks a rule of the house.
 
-Two things are checked: `nbdev_export` has nothing left to write into netinv/, and `nbdev_clean` has nothing left to
-clean in nbs/. The export is left in place, since that is what the author forgot; cleaning is tried on a copy."""
+Four things are checked: `nbdev_export` has nothing left to write into netinv/, `nbdev_clean` has nothing left to clean
+in nbs/, at most four export cells stand in a row without a result that readers see, and no line is longer than 120
+characters. The export is left in place, since that is what the author forgot; cleaning is tried on a copy.
+
+    python tools/check_notebooks.py --rules    # the last two alone, which take no time"""
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 from tempfile import TemporaryDirectory
+
+from house import IN_A_ROW, LONGEST, code_lines, is_too_long, notebooks, runs_without_result, source
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -41,12 +46,34 @@ def untidy_notebooks() -> list[str]:
     return sorted(name for name in before if before[name] != after[name])
 
 
+def unseen(root: Path = ROOT) -> list[str]:
+    "Where one export cell follows another for too long before anything is shown."
+    found = []
+    for path, cells in notebooks(root).items():
+        for run in runs_without_result(cells):
+            if len(run) <= IN_A_ROW: continue
+            first = next(iter(code_lines(cells[run[IN_A_ROW] - 1])), "")
+            found.append(f"{path}, cells {run[0]} to {run[-1]}: {len(run)} export cells without a result that readers "
+                         f"see (at most {IN_A_ROW}): show what there is before cell {run[IN_A_ROW]}, {first.strip()!r}")
+    return found
+
+
+def long_lines(root: Path = ROOT) -> list[str]:
+    "Lines of code and prose that should be wrapped; rows of tables and words without a space cannot be."
+    return [f"{path}, cell {number}: a line of {len(line)} characters (at most {LONGEST}): {line.strip()[:60]!r}"
+            for path, cells in notebooks(root).items() for number, cell in enumerate(cells, 1)
+            for line in source(cell).splitlines() if is_too_long(line, cell["cell_type"])]
+
+
 def main() -> int:
-    stale, untidy = stale_modules(), untidy_notebooks()
-    if stale: print(f"netinv/ was behind nbs/: commit what nbdev_export has just written: {', '.join(stale)}", file=sys.stderr)
-    if untidy: print(f"not clean: run nbdev_clean and commit: {', '.join(untidy)}", file=sys.stderr)
-    if not (stale or untidy): print("the export is in sync and the notebooks are clean")
-    return bool(stale or untidy)
+    faults = unseen() + long_lines()
+    if "--rules" not in sys.argv:
+        stale, untidy = stale_modules(), untidy_notebooks()
+        if stale: faults.append(f"netinv/ was behind nbs/: commit what nbdev_export has written: {', '.join(stale)}")
+        if untidy: faults.append(f"not clean: run nbdev_clean and commit: {', '.join(untidy)}")
+    for fault in faults: print(fault, file=sys.stderr)
+    if not faults: print("the notebooks keep the rules, and what is made from them is in step")
+    return bool(faults)
 
 
 if __name__ == "__main__":

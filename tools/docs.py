@@ -22,7 +22,7 @@ OUTPUT_FILE = re.compile(r"^output-file: *(\S+)\.html\n", re.MULTILINE)
 
 
 def signature(symbol: object, **how: bool) -> inspect.Signature:
-    "`inspect.signature`, which leaves the names of types as they are where a module imports them only when it needs them."
+    "`inspect.signature`, which leaves names of types alone where a module imports them only when it needs them."
     try:
         return inspect.signature(symbol, **how)
     except NameError:
@@ -79,15 +79,18 @@ def known(site: Path, target: str) -> str:
 
 
 def finish(site: Path, address: str) -> None:
-    "What smalldocs leaves to do: no equation and no font asks the network, and links to our own pages work wherever the site is."
+    "What smalldocs leaves to do: no equation and no font asks the network, and our links work wherever the site is."
     for path in site.rglob("*.css"):
-        path.write_text(re.sub(r"@import url\([^)]*//[^)]*\);?", "", path.read_text(encoding="utf-8")), encoding="utf-8")
+        style = path.read_text(encoding="utf-8")
+        path.write_text(re.sub(r"@import url\([^)]*//[^)]*\);?", "", style), encoding="utf-8")
     for path in sorted(site.rglob("*.html")):
         page = BeautifulSoup(path.read_text(encoding="utf-8"), "html.parser")
         typeset(page)
-        for region in page.select("pre, span.math.display, div.cell-output"): region["tabindex"] = "0"  # so that arrow keys can scroll it
+        for region in page.select("pre, span.math.display, div.cell-output"):
+            region["tabindex"] = "0"  # so that arrow keys can scroll it
         root = "../" * (len(path.relative_to(site).parts) - 1)
-        for link in page.select(f'a[href^="{address}/"]'): link["href"] = root + known(site, link["href"].removeprefix(f"{address}/"))
+        for link in page.select(f'a[href^="{address}/"]'):
+            link["href"] = root + known(site, link["href"].removeprefix(f"{address}/"))
         path.write_text(str(page), encoding="utf-8")
 
 

@@ -22,7 +22,8 @@ def readme() -> tuple[str, bytes]:
     text, resources = MarkdownExporter().from_notebook_node(notebook)
     (name, figure), = resources["outputs"].items()
     text = re.sub(rf"!\[[^]]*\]\({re.escape(name)}\)", f"![{CAPTION}]({FIGURE})", text)
-    text = re.sub(r"\]\(((?:experiments/)?\w+\.ipynb)", r"](nbs/\1", text).replace("](images/studio.png", "](nbs/images/studio.png")
+    text = re.sub(r"\]\(((?:experiments/)?\w+\.ipynb)", r"](nbs/\1", text)
+    text = text.replace("](images/studio.png", "](nbs/images/studio.png")
     text = "<!-- Made from nbs/index.ipynb by `make readme`: edit the notebook. -->\n\n" + text
     return re.sub(r"\n{3,}", "\n\n", text).strip() + "\n", figure
 
