@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['FAMILIES']
 
-# %% ../nbs/garbage.ipynb #08799599
+# %% ../nbs/garbage.ipynb #727b1119
 import math
 
 import torch
@@ -77,7 +77,7 @@ def _bezier(n: int, curves: int, points: int, rng: torch.Generator) -> Tensor:  
     basis = torch.stack([(1 - t) ** 3, 3 * t * (1 - t) ** 2, 3 * t * t * (1 - t), t**3], 1)
     return torch.einsum("pc,nkcd->nkpd", basis, corners)
 
-# %% ../nbs/garbage.ipynb #ee2fe291
+# %% ../nbs/garbage.ipynb #3610b877
 def _distances(
     curves: Tensor,  # [n, k, p, 2] points in units of the image
     height: int,

@@ -14,7 +14,8 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 ARTEFACTS = ROOT / "runs/browser"
-FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update", "--disable-sync"]
+FLAGS = [f"--{flag}" for flag in ("no-sandbox", "disable-gpu", "disable-background-networking",
+                                 "disable-component-update", "disable-sync")]
 
 
 def chromium_path() -> str | None:
@@ -31,7 +32,8 @@ def chromium_path() -> str | None:
 @contextmanager
 def served(command: list[str], **popen) -> Iterator[None]:
     "A server that runs as long as the block, with all its children."
-    server = subprocess.Popen([sys.executable, "-m", *command], start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, **popen)
+    silent = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    server = subprocess.Popen([sys.executable, "-m", *command], start_new_session=True, **silent, **popen)
     try:
         yield
     finally:

@@ -1,4 +1,4 @@
-"Interpretability: planes against closed forms, decisions against the classifier, clusters of known number, and the dots in a browser."
+"Planes against closed forms, decisions against the classifier, clusters of known number, and the dots in a browser."
 import json
 import re
 from pathlib import Path
@@ -12,9 +12,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from netinv.classifier import FrozenClassifier
-from netinv.interpretability import HoverScatter, Plane, cluster_table, count_clusters, decision_map, describe_images, faithfulness, means_plane, of_classes, pca_plane, plot_plane, tsne_points
-from netinv.metrics import Observed
+from netinv.frozen import FrozenClassifier
+from netinv.interpretability import (
+    HoverScatter, Plane, cluster_table, count_clusters, decision_map, describe_images, faithfulness, means_plane,
+    pca_plane, plot_plane, tsne_points,
+)
+from netinv.samples import Samples
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +59,9 @@ def test_discriminants_see_what_components_overlook():
     labels = torch.arange(300) % 3
     x = torch.randn(300, 5, generator=rng) * torch.tensor([30.0, 20, 10, 1, 1])
     x[:, 3:] += 8 * torch.tensor([[0.0, 0], [1, 0], [0, 1]])[labels]
-    apart = lambda p: torch.pdist(torch.stack([p[labels == k].mean(0) for k in range(3)])).min() / torch.stack([p[labels == k].std(0).max() for k in range(3)]).max()
+    def apart(p):
+        groups = [p[labels == k] for k in range(3)]
+        return torch.pdist(torch.stack([g.mean(0) for g in groups])).min() / max(g.std(0).max() for g in groups)
     assert apart(means_plane(x, labels).project(x)) > 4 > 1 > apart(pca_plane(x).project(x))
 
 
@@ -66,11 +71,12 @@ def test_the_map_is_what_the_head_says(linear: FrozenClassifier):
     found = decision_map(linear, plane, x, resolution=17)
     left, right, bottom, top = found.extent
     corners = torch.tensor([[left, bottom], [right, top], [right, bottom], [left, top]])
-    logits, at = linear.head(plane.lift(corners).float()), ([0, -1, 0, -1], [0, -1, -1, 0])  # rows go up, columns to the right
+    logits, at = linear.head(plane.lift(corners).float()), ([0, -1, 0, -1], [0, -1, -1, 0])  # rows go up, columns right
     assert found.labels[at].tolist() == logits.argmax(1).tolist()
     assert torch.allclose(found.confidence[at], logits.softmax(1).amax(1), atol=1e-5)
     points = plane.project(x)
-    assert left < points[:, 0].min() and points[:, 0].max() < right and bottom < points[:, 1].min() and points[:, 1].max() < top
+    assert left < points[:, 0].min() and points[:, 0].max() < right
+    assert bottom < points[:, 1].min() and points[:, 1].max() < top
 
 
 def test_faithfulness_counts_images_on_another_colour(linear: FrozenClassifier):
@@ -85,25 +91,35 @@ def test_faithfulness_counts_images_on_another_colour(linear: FrozenClassifier):
 
 def test_a_plane_is_drawn_with_its_faithfulness(linear: FrozenClassifier):
     x, labels = groups()
-    seen = Observed(torch.rand(90, 1, 2, 3), labels, linear.head(x).softmax(1), x)
-    ax = plot_plane(linear, pca_plane(x), {"real": seen, "other": of_classes(seen, [0, 1])}, resolution=20)
+    seen = Samples(torch.rand(90, 1, 2, 3), labels, linear.head(x).softmax(1), x)
+    ax = plot_plane(linear, pca_plane(x), {"real": seen, "other": seen.of([0, 1])}, resolution=20)
     assert [text.get_text() for text in ax.get_legend().get_texts()][-2:] == ["real", "other"]
-    assert re.search(r"\d+% of the variance;\nthe colour below is the answer for \d+% of real, \d+% of other", ax.get_title())
+    says = r"\d+% of the variance;\nthe colour below is the answer for \d+% of real, \d+% of other"
+    assert re.search(says, ax.get_title())
 
 
 @pytest.mark.parametrize(("features", "says"), [
-    (torch.randn(2, 4), "2 samples are too few: give at least 3"), (torch.ones(9, 4), "all rows of features are the same"), (torch.randn(9, 1), "features of 1 numbers are too short: give at least 2"),
-    (torch.tensor([[1.0, torch.nan]] * 3 + [[0.0, 1.0]] * 3), "3 of 6 rows of features hold NaN or infinity"), (torch.randn(4, 2, 2), "expected one row for each image")])
+    (torch.randn(2, 4), "2 samples are too few: give at least 3"),
+    (torch.ones(9, 4), "all rows of features are the same"),
+    (torch.randn(9, 1), "features of 1 numbers are too short: give at least 2"),
+    (torch.tensor([[1.0, torch.nan]] * 3 + [[0.0, 1.0]] * 3), "3 of 6 rows of features hold NaN or infinity"),
+    (torch.randn(4, 2, 2), "expected one row for each image"),
+])
 def test_bad_features_get_a_sentence(features: Tensor, says: str):
-    with pytest.raises(ValueError, match=re.escape(says)): pca_plane(features)
+    with pytest.raises(ValueError, match=re.escape(says)):
+        pca_plane(features)
 
 
 def test_bad_classes_get_a_sentence():
     x, labels = groups()
-    with pytest.raises(ValueError, match="do not vary within the classes"): means_plane(torch.eye(6)[labels] * 0.0 + torch.eye(6)[labels], labels)
-    with pytest.raises(ValueError, match="two classes or more, got \\[1\\]: use pca_plane"): means_plane(x, labels, [1])
-    with pytest.raises(ValueError, match="classes \\[9\\] have no samples: choose among \\[0, 1, 2\\]"): means_plane(x, labels, [0, 9])
-    with pytest.raises(ValueError, match="two classes or more, got \\[0\\]"): means_plane(x, torch.zeros_like(labels))
+    with pytest.raises(ValueError, match="do not vary within the classes"):
+        means_plane(torch.eye(6)[labels], labels)
+    with pytest.raises(ValueError, match=r"two classes or more, got \[1\]: use pca_plane"):
+        means_plane(x, labels, [1])
+    with pytest.raises(ValueError, match=r"classes \[9\] have no samples: choose among \[0, 1, 2\]"):
+        means_plane(x, labels, [0, 9])
+    with pytest.raises(ValueError, match=r"two classes or more, got \[0\]"):
+        means_plane(x, torch.zeros_like(labels))
 
 
 @pytest.mark.parametrize("dim", [3, 40])
@@ -122,22 +138,25 @@ def test_a_class_that_has_collapsed_is_one_cluster():
 def test_density_finds_clusters_too():
     rng = np.random.default_rng(0)
     x = rng.normal(size=(200, 3)) + 25
-    assert [count_clusters(torch.from_numpy(x + 12 * np.eye(3)[np.arange(200) % k] * (k > 1)), "hdbscan") for k in (1, 2, 3)] == [1, 2, 3]
+    clouds = {k: torch.from_numpy(x + 12 * np.eye(3)[np.arange(200) % k] * (k > 1)) for k in (1, 2, 3)}
+    assert [count_clusters(cloud, "hdbscan") for cloud in clouds.values()] == [1, 2, 3]
 
 
 def test_one_cloud_is_seldom_split():
     "The test is at the 5 % level: of 20 clouds, hardly more than a few may fall apart."
     rng = np.random.default_rng(0)
-    assert sum(count_clusters(torch.from_numpy(rng.normal(size=(60, 5)) + 10), most=3) > 1 for _ in range(20)) <= 4
+    clouds = [torch.from_numpy(rng.normal(size=(60, 5)) + 10) for _ in range(20)]
+    assert sum(count_clusters(cloud, most=3) > 1 for cloud in clouds) <= 4
 
 
 def test_classes_with_few_images_are_left_out_of_the_count():
     x, labels = groups(70, classes=3)
     labels[labels == 2] = 1
     labels[:5] = 2
-    table = cluster_table({"some": Observed(torch.rand(70, 1, 2, 3), labels, torch.rand(70, 3), x)})
+    table = cluster_table({"some": Samples(torch.rand(70, 1, 2, 3), labels, torch.rand(70, 3), x)})
     assert list(table.index) == [0, 1] and list(table.columns) == [("some", "silhouette"), ("some", "hdbscan")]
-    with pytest.raises(ValueError, match="expected 'silhouette' or 'hdbscan'"): count_clusters(x, "kmeans")
+    with pytest.raises(ValueError, match="expected 'silhouette' or 'hdbscan'"):
+        count_clusters(x, "kmeans")
 
 
 def test_neighbours_stay_neighbours():
@@ -146,14 +165,16 @@ def test_neighbours_stay_neighbours():
     nearest = torch.cdist(points, points).fill_diagonal_(torch.inf).argmin(1)
     assert (labels[nearest] == labels).double().mean() > 0.9 and trust > 0.8
     assert torch.equal(points, tsne_points(x, perplexity=10)[0])
-    with pytest.raises(ValueError, match="less than the 90 samples"): tsne_points(x, perplexity=90)
+    with pytest.raises(ValueError, match="less than the 90 samples"):
+        tsne_points(x, perplexity=90)
 
 
 def dots() -> HoverScatter:
     "Four dots at the corners, each with an image of one shade."
     points = torch.tensor([[0.0, 0], [1, 0], [0, 1], [1, 1]])
     images = torch.linspace(0, 1, 4).view(4, 1, 1, 1).expand(4, 1, 8, 8)
-    about = pd.DataFrame({"label": ["zero", "one", "two", "<b>three</b>"], "set": ["real", "real", "inverted", "inverted"]})
+    labels, sets = ["zero", "one", "two", "<b>three</b>"], ["real", "real", "inverted", "inverted"]
+    about = pd.DataFrame({"label": labels, "set": sets})
     return HoverScatter(points, images, about, colour="label", shape="set", title="four & more")
 
 
@@ -168,25 +189,38 @@ def test_a_page_needs_nothing_from_outside_and_runs_nothing_it_is_given(tmp_path
 
 def test_dots_that_cannot_be_placed_get_a_sentence():
     about, images = pd.DataFrame({"label": ["a", "b"]}), torch.zeros(2, 1, 8, 8)
-    with pytest.raises(ValueError, match="points hold NaN"): HoverScatter(torch.tensor([[0.0, torch.nan], [1, 1]]), images, about, colour="label")
-    with pytest.raises(ValueError, match="classes lack b"): HoverScatter(torch.rand(2, 2), images, about, colour="label", classes=["a"])
-    assert HoverScatter(torch.rand(2, 2), torch.zeros(2, 1, 1, 200), about, colour="label", classes=["b", "a"]).data["group"] == [1, 0]
+    with pytest.raises(ValueError, match="points hold NaN"):
+        HoverScatter(torch.tensor([[0.0, torch.nan], [1, 1]]), images, about, colour="label")
+    with pytest.raises(ValueError, match="classes lack b"):
+        HoverScatter(torch.rand(2, 2), images, about, colour="label", classes=["a"])
+    wide = torch.zeros(2, 1, 1, 200)
+    assert HoverScatter(torch.rand(2, 2), wide, about, colour="label", classes=["b", "a"]).data["group"] == [1, 0]
+
+
+def test_more_forms_than_can_be_told_apart_get_a_sentence():
+    about = pd.DataFrame({"label": list("aaaaa"), "set": list("vwxyz")})
+    with pytest.raises(ValueError, match="column 'set' has 5 values: four forms at most"):
+        HoverScatter(torch.rand(5, 2), torch.zeros(5, 1, 8, 8), about, colour="label", shape="set")
 
 
 def test_what_is_not_finite_is_never_drawn(linear: FrozenClassifier):
     x, _ = groups()
     plane, bad = pca_plane(x), torch.cat([x, torch.full((1, 6), torch.nan)])
     for call in (lambda: decision_map(linear, plane, bad), lambda: faithfulness(linear, plane, bad)):
-        with pytest.raises(ValueError, match="1 of 91 rows of features hold NaN"): call()
-    with pytest.raises(ValueError, match="lie on one line"): pca_plane(torch.arange(9.0)[:, None] * torch.ones(4))
+        with pytest.raises(ValueError, match="1 of 91 rows of features hold NaN"):
+            call()
+    with pytest.raises(ValueError, match="lie on one line"):
+        pca_plane(torch.arange(9.0)[:, None] * torch.ones(4))
 
 
 def test_samples_and_real_images_are_described_in_one_table():
     x, labels = groups(6)
-    seen = Observed(torch.rand(6, 1, 2, 3), labels, torch.eye(3)[labels], x)
-    table = describe_images({"real": seen}, ["a", "b", "c"])
+    seen = Samples(torch.rand(6, 1, 2, 3), labels, torch.eye(3)[labels], x)
+    made = Samples(torch.rand(6, 1, 2, 3), labels, torch.eye(3)[labels], x, torch.arange(6) // 3)
+    table = describe_images({"real": seen, "inverted": made}, ["a", "b", "c"])
     assert table.columns.tolist() == ["set", "label", "answer", "confidence", "generator"]
     assert table.iloc[1].tolist() == ["real", "b", "b", "1.000", "-"]
+    assert table.iloc[11].tolist() == ["inverted", "c", "c", "1.000", "1"]
 
 
 def test_pointing_at_a_dot_shows_its_image(chromium, tmp_path: Path):

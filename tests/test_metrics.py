@@ -1,20 +1,25 @@
 "netinv.metrics against closed forms, independent implementations and properties."
 import json
 import math
-from typing import NamedTuple
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
+from torch import nn
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from netinv.data import Split, load_data
-from netinv.metrics import (confidence, diversity, draw_per_class, inversion_accuracy, inversion_report, observe,
-                            plot_report, prdc, report_numbers, vendi_score)
+from netinv.frozen import FrozenClassifier
+from netinv.metrics import (
+    check_features, confidence, diversity, draw_per_class, inversion_accuracy, inversion_report, plot_report, prdc,
+    report_numbers, vendi_score,
+)
+from netinv.samples import Samples, look
 
-quick = settings(max_examples=40, deadline=None)
+few = settings(max_examples=40, deadline=None)
 entry = st.floats(-4, 4, allow_nan=False, width=32)
 
 
@@ -27,32 +32,32 @@ def draw(*shape, seed=0):
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
-class FakeSamples(NamedTuple):
-    images: torch.Tensor
-    labels: torch.Tensor
-    probs: torch.Tensor
-    features: torch.Tensor
-
-
 def make_samples(labels, n_classes=3, seed=0):
     labels = torch.as_tensor(labels)
     n = len(labels)
     features = draw(n, 5, seed=seed) + 4 * torch.nn.functional.one_hot(labels, 5)
-    return FakeSamples(draw(n, 1, 4, 4, seed=seed + 1).sigmoid(), labels, features[:, :n_classes].softmax(1), features)
+    return Samples(draw(n, 1, 4, 4, seed=seed + 1).sigmoid(), labels, features[:, :n_classes].softmax(1), features)
 
 
-class Linear:
-    "A stand-in for `FrozenClassifier`: features are the first pixels, logits the first features."
-    device, n_classes, batches = torch.device("cpu"), 3, None
+class Flatten(nn.Flatten):
+    "Notes the batches that pass; the first look at a classifier, when it is made, may be anything."
+    passed = None
 
-    def __init__(self):
-        self.batches = []
+    def forward(self, images):
+        if Flatten.passed is not None:
+            assert not torch.is_grad_enabled() and images.dtype == torch.float32 and images.max() <= 1
+            Flatten.passed.append(len(images))
+        return super().forward(images)
 
-    def __call__(self, images):
-        assert not torch.is_grad_enabled() and images.dtype == torch.float32 and images.max() <= 1
-        self.batches.append(len(images))
-        features = images.flatten(1)[:, :5]
-        return NamedTuple("Out", [("logits", torch.Tensor), ("features", torch.Tensor)])(10 * features[:, :3], features)
+
+@pytest.fixture(scope="module")
+def classifier() -> FrozenClassifier:
+    "Features are the first five pixels, logits ten times the first three features."
+    first, last = nn.Linear(16, 5, bias=False), nn.Linear(5, 3, bias=False)
+    with torch.no_grad():
+        first.weight.copy_(torch.eye(5, 16))
+        last.weight.copy_(10 * torch.eye(3, 5))
+    return FrozenClassifier(nn.Sequential(Flatten(), first, last), shape=(1, 4, 4), device="cpu")
 
 
 def make_split(labels, seed=0):
@@ -66,7 +71,7 @@ def make_split(labels, seed=0):
 
 def test_accuracy_and_confidence_by_hand():
     probs = torch.tensor([[0.7, 0.2, 0.1], [0.3, 0.6, 0.1], [0.3, 0.3, 0.4], [0.1, 0.8, 0.1]])
-    samples = FakeSamples(torch.zeros(4, 1, 2, 2), torch.tensor([0, 0, 1, 1]), probs, torch.eye(4))
+    samples = Samples(torch.zeros(4, 1, 2, 2), torch.tensor([0, 0, 1, 1]), probs, torch.eye(4))
     assert inversion_accuracy(samples) == 0.5
     assert confidence(samples) == pytest.approx((0.7 + 0.3 + 0.3 + 0.8) / 4)
     by_class = inversion_accuracy(samples, per_class=True)
@@ -76,7 +81,7 @@ def test_accuracy_and_confidence_by_hand():
 
 @pytest.mark.parametrize("labels", [None, torch.tensor([0, 1]), torch.tensor([0, 1, 3]), torch.tensor([-1, 0, 1])])
 def test_missing_or_wrong_labels_get_a_sentence(labels):
-    samples = make_samples([0, 1, 2])._replace(labels=labels)
+    samples = replace(make_samples([0, 1, 2]), labels=labels)
     for metric in (inversion_accuracy, confidence, diversity):
         with pytest.raises(ValueError, match=r"need 3 labels in 0\.\.2"):
             metric(samples)
@@ -116,7 +121,7 @@ def test_vendi_takes_images_and_black_ones_are_one_kind():
     assert vendi_score(torch.cat([image, torch.zeros(1, 1, 4, 4)])) == pytest.approx(2)
 
 
-@quick
+@few
 @given(feature_rows(), st.integers(0, 1000))
 def test_vendi_is_in_range_and_sees_neither_order_nor_rotation(x, seed):
     x = torch.from_numpy(x)
@@ -136,11 +141,31 @@ def test_not_finite_features_get_a_sentence(bad):
     x = draw(12, 3)
     x[4, 1] = bad
     for call in (lambda: vendi_score(x), lambda: prdc(x, draw(12, 3)), lambda: prdc(draw(12, 3), x),
-                 lambda: diversity(make_samples([0, 1, 2] * 4)._replace(features=x))):
-        with pytest.raises(ValueError, match="1 of 12 rows hold NaN or infinity"):
+                 lambda: diversity(replace(make_samples([0, 1, 2] * 4), features=x))):
+        with pytest.raises(ValueError, match="1 of 12 rows of features hold NaN or infinity"):
             call()
-    with pytest.raises(ValueError, match="at least one row"):
+    with pytest.raises(ValueError, match="0 samples are too few: give at least 1"):
         vendi_score(torch.zeros(0, 3))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.uint8])
+def test_checked_features_are_the_same_numbers_in_double(dtype):
+    x = (100 * draw(6, 3).abs()).to(dtype).requires_grad_(dtype.is_floating_point)
+    checked = check_features(x, least=6, wide=3, vary=True)
+    assert checked.dtype == torch.float64 and not checked.requires_grad and torch.equal(checked, x.detach().double())
+
+
+@pytest.mark.parametrize("x, wanted, says", [
+    (torch.zeros(9), {}, r"features are \[9\]: expected one row for each image, \[n, D\]"),
+    (torch.zeros(9, 1), {"wide": 2}, "features of 1 numbers are too short: give at least 2"),
+    (torch.zeros(9, 4), {"least": 10}, "9 samples are too few: give at least 10"),
+    (torch.tensor([[0.0, math.inf], [0, 1]]), {}, "1 of 2 rows of features hold NaN or infinity: leave"),
+    (torch.ones(9, 4), {"vary": True}, "all rows of features are the same: there is nothing to tell apart"),
+])
+def test_unfit_features_get_a_sentence(x, wanted, says):
+    with pytest.raises(ValueError, match=says):
+        check_features(x, **wanted)
+    if "vary" in wanted: assert torch.equal(check_features(x), x.double())  # only where it is asked for
 
 
 # Diversity.
@@ -202,7 +227,8 @@ def prdc_by_loop(real, fake, k):
 @pytest.mark.parametrize("k, shift", [(1, 0.0), (3, 0.5), (5, 1.0), (5, 0.0)])
 def test_prdc_equals_an_independent_implementation(k, shift, capsys):
     real, fake = draw(20, 3), draw(25, 3, seed=1) + shift
-    assert prdc(real, fake, k) == pytest.approx(prdc_by_loop(real.double().numpy(), fake.double().numpy(), k), abs=1e-12)
+    by_loop = prdc_by_loop(real.double().numpy(), fake.double().numpy(), k)
+    assert prdc(real, fake, k) == pytest.approx(by_loop, abs=1e-12)
     assert capsys.readouterr().out == ""
 
 
@@ -223,7 +249,8 @@ def test_prdc_by_class_equals_separate_calls():
     real, fake = make_samples([0, 1] * 15 + [2]), make_samples([0, 1] * 12, seed=5)
     table = prdc(real.features, fake.features, 3, real_labels=real.labels, fake_labels=fake.labels)
     for c in (0, 1):
-        assert table.loc[c].to_dict() == pytest.approx(prdc(real.features[real.labels == c], fake.features[fake.labels == c], 3))
+        separate = prdc(real.features[real.labels == c], fake.features[fake.labels == c], 3)
+        assert table.loc[c].to_dict() == pytest.approx(separate)
     assert table.loc[2].isna().all()
     assert table.loc["all"].to_dict() == pytest.approx(prdc(real.features, fake.features, 3))
 
@@ -237,64 +264,70 @@ def test_prdc_with_half_the_labels_gets_a_sentence():
 
 # The report.
 
-def test_observe_takes_batches_without_gradients():
-    classifier, split = Linear(), make_split([0, 1, 2] * 7)
-    seen = observe(classifier, split, batch_size=8)
-    assert classifier.batches == [8, 8, 5]
+
+def see(classifier: FrozenClassifier, split: Split) -> Samples:
+    return look(classifier, split.images, split.labels)
+
+
+def test_look_takes_batches_without_gradients(classifier, monkeypatch):
+    monkeypatch.setattr(Flatten, "passed", [])
+    split = make_split([0, 1, 2] * 7)
+    seen = look(classifier, split.images, split.labels, batch_size=8)
+    assert Flatten.passed == [8, 8, 5]
     assert seen.probs.shape == (21, 3) and seen.features.shape == (21, 5)
     assert inversion_accuracy(seen) == 1
 
 
-def test_report_of_real_images_against_themselves():
-    classifier, split = Linear(), make_split([0, 1, 2] * 60)
-    report = inversion_report(observe(classifier, split), split, classifier, n_per_class=25, k=3)
+def test_report_of_real_images_against_themselves(classifier):
+    seen = see(classifier, make_split([0, 1, 2] * 60))
+    report = inversion_report(seen, seen, n_per_class=25, k=3)
     assert list(report.columns) == ["samples", "real"]
     assert report.loc["n", "real"].tolist() == report.loc["n", "samples"].tolist() == [25, 25, 25, 75]
     assert report.loc["accuracy", "samples"].tolist() == report.loc["accuracy", "real"].tolist() == [1, 1, 1, 1]
     everything = report.xs("all", level="class")
     assert everything["samples"].drop("n").tolist() == pytest.approx(everything["real"].drop("n").tolist(), rel=0.35)
     assert 0.5 < report.loc[("coverage", "all"), "real"] < 1  # the two halves are different images
-    assert report.equals(inversion_report(observe(classifier, split), split, classifier, n_per_class=25, k=3))
+    assert report.equals(inversion_report(seen, seen, n_per_class=25, k=3))
 
 
-def test_report_shows_a_collapse():
-    classifier, split = Linear(), make_split([0, 1, 2] * 60)
-    collapsed = observe(classifier, Split(split.images[:3].repeat(30, 1, 1, 1), split.labels[:3].repeat(30)))
-    report = inversion_report(collapsed, split, classifier, n_per_class=20)
+def test_report_shows_a_collapse(classifier):
+    real = see(classifier, make_split([0, 1, 2] * 60))
+    report = inversion_report(real[torch.arange(3).repeat(30)], real, n_per_class=20)
     assert report.loc["vendi_pixels"].drop("all")["samples"].tolist() == pytest.approx([1, 1, 1])
     assert (report.loc["vendi_pixels", "real"] > 2).all()
     assert report.loc[("coverage", "all"), "samples"] < 0.5 < report.loc[("coverage", "all"), "real"]
 
 
-def test_report_with_few_images_and_an_absent_class():
-    classifier, split = Linear(), make_split([0] * 40 + [1] * 10 + [2] * 40)
-    report = inversion_report(make_samples([0] * 12 + [1] * 30), split, classifier)
+def test_report_with_few_images_and_an_absent_class(classifier):
+    real = see(classifier, make_split([0] * 40 + [1] * 10 + [2] * 40))
+    report = inversion_report(make_samples([0] * 12 + [1] * 30), real)
     assert report.loc["n", "samples"].tolist() == [12, 5, 0, 17]
     assert math.isnan(report.loc[("precision", 1), "samples"]) and math.isnan(report.loc[("vendi_pixels", 2), "real"])
     numbers = report_numbers(report)
     assert json.loads(json.dumps(numbers, allow_nan=False)) == numbers
-    assert "precision_1" not in numbers and numbers["real_accuracy_2"] == 1 and all(type(v) is float for v in numbers.values())
+    assert "precision_1" not in numbers and numbers["real_accuracy_2"] == 1
+    assert all(type(v) is float for v in numbers.values())
 
 
-def test_report_with_real_labels_that_the_classifier_does_not_know():
+def test_report_with_real_labels_that_the_classifier_does_not_know(classifier):
     with pytest.raises(ValueError, match=r"labels in 0\.\.2"):
-        inversion_report(make_samples([0, 1, 2]), make_split([0, 1, 3]), Linear())
+        inversion_report(make_samples([0, 1, 2]), see(classifier, make_split([0, 1, 3])))
 
 
-def test_plot_has_a_panel_per_metric():
-    classifier, split = Linear(), make_split([0, 1, 2] * 30)
-    figure = plot_report(inversion_report(observe(classifier, split), split, classifier, k=2), ["cat", "dog", "owl"])
+def test_plot_has_a_panel_per_metric(classifier):
+    seen = see(classifier, make_split([0, 1, 2] * 30))
+    figure = plot_report(inversion_report(seen, seen, k=2), ["cat", "dog", "owl"])
     titles = [ax.get_title() for ax in figure.axes]
     assert titles[:2] == ["accuracy", "confidence"] and len(titles) == len(set(titles)) == 12
     assert [t.get_text() for t in figure.axes[0].get_xticklabels()] == ["cat", "dog", "owl"]
 
 
 @pytest.mark.gpu
-def test_samples_on_cuda_give_the_same_report():
-    classifier, split = Linear(), make_split([0, 1, 2] * 30)
-    seen = observe(classifier, split)
-    there = type(seen)(*[value.cuda() for value in seen])
-    assert inversion_report(there, split, classifier, k=2).equals(inversion_report(seen, split, classifier, k=2))
+def test_samples_on_cuda_give_the_same_report(classifier):
+    seen = see(classifier, make_split([0, 1, 2] * 30))
+    there = Samples(seen.images.cuda(), seen.labels.cuda(), seen.probs.cuda(), seen.features.cuda())
+    here = inversion_report(seen, seen, k=2)
+    assert inversion_report(there, seen, k=2).equals(here) and inversion_report(there, there, k=2).equals(here)
 
 
 # Real images.

@@ -1,6 +1,7 @@
 "Sparse autoencoders: planted directions are found, measures against closed forms, and what happens to bad input."
 import math
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,9 +11,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from netinv.classifier import FrozenClassifier
-from netinv.metrics import Observed
-from netinv.sae import AnomalyDetector, SparseAutoencoder, anomaly_table, auxiliary_loss, compare_latents, keep_largest, latent_table, load_sae, mean_jaccard, sae_report, top_images, train_sae
+from netinv.files import save_tensors
+from netinv.frozen import FrozenClassifier
+from netinv.sae import (
+    AnomalyDetector, SparseAutoencoder, anomaly_table, auxiliary_loss, compare_latents, keep_largest, latent_table,
+    load_sae, mean_jaccard, sae_report, top_images, train_sae,
+)
+from netinv.samples import Samples
 
 QUIET = {"progress": False}
 
@@ -37,9 +42,9 @@ def linear() -> FrozenClassifier:
     return FrozenClassifier(nn.Sequential(nn.Flatten(), nn.Linear(16, 4)), shape=(1, 4, 4), device="cpu")
 
 
-def seen(linear: FrozenClassifier, x: Tensor) -> Observed:
+def seen(linear: FrozenClassifier, x: Tensor) -> Samples:
     probs = linear.head(x).softmax(1).detach()
-    return Observed(torch.rand(len(x), 1, 4, 4), probs.argmax(1), probs, x)
+    return Samples(torch.rand(len(x), 1, 4, 4), probs.argmax(1), probs, x)
 
 
 def test_planted_directions_are_found(sae: SparseAutoencoder):
@@ -61,7 +66,9 @@ def test_the_largest_are_kept(k: int, seed: int):
 
 def test_the_auxiliary_loss_teaches_dead_latents_only():
     sae = SparseAutoencoder(4, 8, k=2)
-    with torch.no_grad(): sae.decoder.copy_(torch.randn(8, 4)); sae.encoder.weight.copy_(sae.decoder)
+    with torch.no_grad():
+        sae.decoder.copy_(torch.randn(8, 4))
+        sae.encoder.weight.copy_(sae.decoder)
     x, dead = torch.randn(20, 4), torch.arange(8) >= 5
     drive = sae.encoder(x).relu()
     auxiliary_loss(sae, drive, x, dead).backward()
@@ -75,14 +82,17 @@ def test_the_report_is_what_it_says(kind: str, linear: FrozenClassifier):
     x, _ = planted(800)
     sae = train_sae(x, n_latents=40, k=4, kind=kind, steps=300, **QUIET)
     found, z, back = sae_report(sae, linear, seen(linear, x)), sae.encode(x), sae(x).double()
-    assert found["explained variance"] == pytest.approx(1 - ((x.double() - back).square().sum() / (x.double() - x.double().mean(0)).square().sum()).item(), abs=1e-4)
+    exact = x.double()
+    unexplained = (exact - back).square().sum() / (exact - exact.mean(0)).square().sum()
+    assert found["explained variance"] == pytest.approx(1 - unexplained.item(), abs=1e-4)
     assert found["L0"] == pytest.approx((z > 0).double().sum().item() / 800)
     assert found["dead latents"] == (z.amax(0) == 0).double().mean().item()
     logits = [linear.head(f.float()).detach() for f in (x, back, sae.mean.expand_as(x))]
-    losses = [-part.log_softmax(1)[torch.arange(800), logits[0].argmax(1)].mean().item() for part in logits]
+    labels = logits[0].argmax(1)
+    losses = [-part.log_softmax(1)[torch.arange(800), labels].mean().item() for part in logits]
     assert found["loss recovered"] == pytest.approx((losses[2] - losses[1]) / (losses[2] - losses[0]), abs=1e-4)
-    assert found["accuracy through it"] == (logits[1].argmax(1) == logits[0].argmax(1)).double().mean().item() < found["accuracy"]
-    wrong = seen(linear, x)._replace(labels=logits[0].argmin(1))
+    assert found["accuracy through it"] == (logits[1].argmax(1) == labels).double().mean().item() < found["accuracy"]
+    wrong = replace(seen(linear, x), labels=logits[0].argmin(1))
     assert math.isnan(sae_report(sae, linear, wrong)["loss recovered"])
     if kind == "topk": assert found["L0"] <= 4
 
@@ -94,7 +104,8 @@ def test_features_of_any_precision_will_do(sae: SparseAutoencoder):
 
 def test_a_higher_price_makes_fewer_active():
     x, _ = planted(800)
-    counts = [(train_sae(x, n_latents=40, kind="l1", l1=price, steps=300, **QUIET).encode(x) > 0).double().sum(1).mean() for price in (0.001, 0.05, 0.5)]
+    saes = [train_sae(x, n_latents=40, kind="l1", l1=price, steps=300, **QUIET) for price in (0.001, 0.05, 0.5)]
+    counts = [(sae.encode(x) > 0).double().sum(1).mean() for sae in saes]
     assert counts[0] > counts[1] > counts[2]
 
 
@@ -107,16 +118,19 @@ def test_the_same_seed_gives_the_same_autoencoder():
 def test_latents_are_described_by_what_they_fire_for():
     sae = SparseAutoencoder(3, 3, k=1)
     with torch.no_grad():
-        sae.decoder.copy_(torch.eye(3)); sae.encoder.weight.copy_(torch.eye(3)); sae.encoder.bias.zero_()
+        sae.decoder.copy_(torch.eye(3))
+        sae.encoder.weight.copy_(torch.eye(3))
+        sae.encoder.bias.zero_()
     x = torch.tensor([[5.0, 0, 0], [3, 1, 0], [0, 4, 0], [0, 2, 0]])
     images = torch.arange(4.0).view(4, 1, 1, 1).expand(4, 1, 2, 2) / 4
-    found = Observed(images, torch.tensor([0, 1, 1, 1]), torch.eye(2)[[0, 1, 1, 1]], x)
+    found = Samples(images, torch.tensor([0, 1, 1, 1]), torch.eye(2)[[0, 1, 1, 1]], x)
     sae.names[1] = "second axis"
     table = latent_table(sae, found, ["a", "b"])
     assert table.name.tolist() == ["", "second axis", ""] and table.fires.tolist() == [0.5, 0.5, 0.0]
-    assert table.strength.tolist() == [4, 3, 0] and table["class"].tolist() == ["a", "b", ""] and table.classes.tolist() == ["a, b", "b", ""]
+    assert table.strength.tolist() == [4, 3, 0]
+    assert table["class"].tolist() == ["a", "b", ""] and table.classes.tolist() == ["a, b", "b", ""]
     best = top_images(sae, [0, 1], [found], per_latent=3)
-    assert best[:, 0, 0, 0].tolist() == pytest.approx([0, 0.25, 0, 0.5, 0.75, 0])  # the last of either row is black: only two fire
+    assert best[:, 0, 0, 0].tolist() == pytest.approx([0, 0.25, 0, 0.5, 0.75, 0])  # only two fire: the third is black
 
 
 def test_overlap_of_known_patterns():
@@ -135,7 +149,8 @@ def test_overlap_by_class(sae: SparseAutoencoder, linear: FrozenClassifier):
 def test_strange_features_are_told_apart(sae: SparseAutoencoder, linear: FrozenClassifier):
     known, normal = seen(linear, planted(4000)[0][:3000]), seen(linear, planted(4000)[0][3000:])
     noise = seen(linear, torch.randn(1000, 16, generator=torch.Generator().manual_seed(5)))
-    table = anomaly_table(AnomalyDetector(sae, known), normal, {"noise": noise, "normal": seen(linear, planted(4500)[0][4000:])})
+    more = seen(linear, planted(4500)[0][4000:])
+    table = anomaly_table(AnomalyDetector(sae, known), normal, {"noise": noise, "normal": more})
     assert table.loc["noise", ["error", "both"]].min() > 0.95
     assert (table.loc["normal"] - 0.5).abs().max() < 0.07
 
@@ -143,11 +158,14 @@ def test_strange_features_are_told_apart(sae: SparseAutoencoder, linear: FrozenC
 def test_an_unusual_pattern_is_strange_even_if_it_comes_back():
     "Two classes with a latent each; images that the classifier puts into the class of the other latent."
     sae = SparseAutoencoder(2, 2, kind="l1")
-    with torch.no_grad(): sae.decoder.copy_(torch.eye(2)); sae.encoder.weight.copy_(torch.eye(2)); sae.encoder.bias.zero_()
+    with torch.no_grad():
+        sae.decoder.copy_(torch.eye(2))
+        sae.encoder.weight.copy_(torch.eye(2))
+        sae.encoder.bias.zero_()
     labels = torch.arange(40) % 2
     x = torch.eye(2)[labels] * torch.linspace(1, 2, 40)[:, None]
-    known = Observed(torch.rand(40, 1, 2, 2), labels, torch.eye(2)[labels], x)
-    scores = AnomalyDetector(sae, known)(known._replace(probs=torch.eye(2)[1 - labels]))
+    known = Samples(torch.rand(40, 1, 2, 2), labels, torch.eye(2)[labels], x)
+    scores = AnomalyDetector(sae, known)(replace(known, probs=torch.eye(2)[1 - labels]))
     rates = torch.tensor([20.5, 0.5]).double() / 21
     assert scores.pattern.tolist() == pytest.approx([-2 * math.log(rates[1].item())] * 40)
     assert scores.error.max() < -20
@@ -155,7 +173,7 @@ def test_an_unusual_pattern_is_strange_even_if_it_comes_back():
 
 def test_a_class_that_was_never_seen_does_no_harm(sae: SparseAutoencoder, linear: FrozenClassifier):
     some = seen(linear, planted(300)[0])
-    known = Observed(*(part[some.labels != 0] for part in some))
+    known = some[some.labels != 0]
     assert AnomalyDetector(sae, known)(some).map(math.isfinite).all().all()
 
 
@@ -167,10 +185,20 @@ def test_an_autoencoder_comes_back_from_its_file(sae: SparseAutoencoder, tmp_pat
     assert torch.equal(again(x), sae(x)) and again.names == {3: "a loop"} and (again.kind, again.k) == ("topk", 3)
 
 
+def test_a_file_of_something_else_gets_a_sentence(tmp_path: Path):
+    save_tensors(tmp_path / "other.safetensors", {"decoder": torch.zeros(2, 3)}, {"kind": "topk"})
+    with pytest.raises(ValueError, match="other.safetensors holds no sparse autoencoder"):
+        load_sae(tmp_path / "other.safetensors")
+
+
 @pytest.mark.parametrize(("call", "says"), [
-    (lambda: train_sae(torch.randn(1, 4), **QUIET), "1 samples are too few: give at least 2"), (lambda: train_sae(torch.full((4, 2), torch.nan), **QUIET), "4 of 4 rows of features hold NaN"),
-    (lambda: train_sae(torch.zeros(4, 2), **QUIET), "all rows of features are the same"), (lambda: train_sae(torch.randn(4, 2), steps=0, **QUIET), "steps is 0: expected 1 or more"),
+    (lambda: train_sae(torch.randn(1, 4), **QUIET), "1 samples are too few: give at least 2"),
+    (lambda: train_sae(torch.full((4, 2), torch.nan), **QUIET), "4 of 4 rows of features hold NaN"),
+    (lambda: train_sae(torch.zeros(4, 2), **QUIET), "all rows of features are the same"),
+    (lambda: train_sae(torch.randn(4, 2), steps=0, **QUIET), "steps is 0: expected 1 or more"),
     (lambda: SparseAutoencoder(4, 8, k=9), "k is 9: expected at least 1 and at most the 8 latents"),
-    (lambda: SparseAutoencoder(4, kind="relu"), "kind is 'relu': expected one of topk, l1")])
+    (lambda: SparseAutoencoder(4, kind="relu"), "kind is 'relu': expected one of topk, l1"),
+])
 def test_bad_input_gets_a_sentence(call, says: str):
-    with pytest.raises(ValueError, match=re.escape(says)): call()
+    with pytest.raises(ValueError, match=re.escape(says)):
+        call()

@@ -1,7 +1,6 @@
 "The studio as somebody with a keyboard uses it: in JupyterLab, and as an app."
 import os
 import re
-import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,7 +11,6 @@ from browser import ARTEFACTS, ROOT, free_port, noting, served, wait_for
 from papermill.iorw import load_notebook_node
 from papermill.parameterize import parameterize_notebook
 
-CHAPTER = ROOT / "nbs/11_widgets.ipynb"
 SLIDERS = ["α", "β", "γ", "δ", "γ_pix", "dropout", "T"]  # in the order of the screen
 HASH = """async selector => {
   const bytes = new Uint8Array(await (await fetch(document.querySelector(selector).src)).arrayBuffer());
@@ -20,15 +18,23 @@ HASH = """async selector => {
 }"""
 
 
+def of_chapter(name: str, folder: Path, *examples: str, **parameters) -> Path:
+    "A chapter with what it defines, and of its examples those with one of these lines; others keep the kernel busy."
+    lines = re.compile("|".join([r"^#\| (default_exp|export|hide)", *(f"^{re.escape(line)}" for line in examples)]), re.M)
+    notebook = parameterize_notebook(load_notebook_node(str(ROOT / f"nbs/{name}.ipynb")), parameters)
+    wanted = lambda cell: cell.metadata.get("tags") or lines.search(cell.source)
+    notebook.cells = [cell for cell in notebook.cells if cell.cell_type == "code" and wanted(cell)]
+    for cell in notebook.cells: cell.outputs, cell.execution_count = [], None
+    (folder / "nbs").mkdir(parents=True)
+    nbformat.write(notebook, folder / f"nbs/{name}.ipynb")
+    return folder / f"nbs/{name}.ipynb"
+
+
 @pytest.fixture
 def chapter(tmp_path: Path) -> Path:
-    "The chapter for digits, which trains in seconds."
-    notebook = parameterize_notebook(load_notebook_node(str(CHAPTER)), {"dataset": "digits", "train_size": 1000, "epochs": 1})
-    for cell in notebook.cells:
-        if cell.cell_type == "code": cell.outputs, cell.execution_count = [], None
-    shutil.copytree(CHAPTER.parent / "images", tmp_path / "nbs/images")
-    nbformat.write(notebook, tmp_path / "nbs/chapter.ipynb")
-    return tmp_path / "nbs/chapter.ipynb"
+    "The chapter of the studio for digits, which trains in seconds."
+    fast = {"dataset": "digits", "train_size": 1000, "epochs": 1}
+    return of_chapter("studio", tmp_path, "source = ", "studio = InversionStudio", **fast)
 
 
 def at_home(folder: Path) -> dict[str, str]:
@@ -36,10 +42,9 @@ def at_home(folder: Path) -> dict[str, str]:
     news = folder / "settings/@jupyterlab/apputils-extension/notification.jupyterlab-settings"
     news.parent.mkdir(parents=True)
     news.write_text('{"fetchNews": "false", "checkForUpdates": false}')
-    places = {"CONFIG": "config", "DATA": "data", "RUNTIME": "runtime"}
-    return os.environ | {f"JUPYTER_{name}_DIR": str(folder / place) for name, place in places.items()} | {
-        "JUPYTERLAB_WORKSPACES_DIR": str(folder / "workspaces"), "JUPYTERLAB_SETTINGS_DIR": str(folder / "settings"),
-        "PYTHONPATH": str(ROOT)}
+    places = {f"JUPYTER_{name.upper()}_DIR": str(folder / name) for name in ("config", "data", "runtime")}
+    lab = {f"JUPYTERLAB_{name.upper()}_DIR": str(folder / name) for name in ("workspaces", "settings")}
+    return os.environ | places | lab | {"PYTHONPATH": str(ROOT)}
 
 
 def run_all(page) -> None:
@@ -94,7 +99,8 @@ def move(page, symbols: list[str], key: str) -> None:
         page.locator(".widget-slider .noUi-handle").nth(at).focus()
         page.keyboard.press(key)
         wait_until(page, lambda: readout.inner_text() != before, f"the slider of {symbol} has moved")
-        wait_until(page, lambda: f"{symbol} {readout.inner_text().strip()}," in status(page), f"{symbol} is in the status")
+        says = lambda: f"{symbol} {readout.inner_text().strip()}," in status(page)
+        wait_until(page, says, f"{symbol} is in the status")
 
 
 def play(page) -> None:
@@ -127,8 +133,8 @@ def jupyterlab(notebook: Path, chromium, folder: Path) -> Iterator[object]:
     "A page with all cells of the notebook running; in the end there must have been no error on the console."
     ARTEFACTS.mkdir(parents=True, exist_ok=True)
     port = free_port()
-    lab = ["jupyterlab", "--no-browser", "--allow-root", "--ip=127.0.0.1", f"--port={port}", "--IdentityProvider.token=x",
-           f"--ServerApp.root_dir={notebook.parent}"]
+    lab = ["jupyterlab", "--no-browser", "--allow-root", "--ip=127.0.0.1", f"--port={port}",
+           "--IdentityProvider.token=x", f"--ServerApp.root_dir={notebook.parent}"]
     context = chromium.new_context(viewport={"width": 1500, "height": 1050})
     with served(lab, env=at_home(folder)), noting(context) as (page, errors, _):
         wait_for(port)
@@ -151,23 +157,42 @@ EXPLORER = """
 import torch
 from netinv.classifier import train_classifier
 from netinv.data import load_data
-from netinv.widgets import OODExplorer
+from netinv.explorer import OODExplorer
+from netinv.frozen import FrozenClassifier
 
 data = load_data("digits")
 noise = torch.randint(0, 256, (60, *data.shape), dtype=torch.uint8)
-OODExplorer({name: train_classifier(data, epochs=epochs, progress=False) for name, epochs in {"early": 1, "late": 3}.items()}, data, noise)
+train = lambda epochs: FrozenClassifier(train_classifier(data, epochs=epochs, progress=False), shape=data.shape)
+OODExplorer({"early": train(1), "late": train(3)}, data, noise)
 """
 
 
 RECONSTRUCTION = """
-from netinv.classifier import FrozenClassifier, train_classifier
+from netinv.classifier import train_classifier
 from netinv.data import load_data
-from netinv.widgets import ReconstructionStudio
+from netinv.frozen import FrozenClassifier
+from netinv.generator import Generator
+from netinv.studio import ReconstructionStudio
 
 data = load_data("digits")
-ReconstructionStudio(FrozenClassifier(train_classifier(data, epochs=2, progress=False), shape=data.shape), data=data, batch_size=40, width=16)
+classifier = FrozenClassifier(train_classifier(data, epochs=2, progress=False), shape=data.shape)
+ReconstructionStudio(classifier, data=data, batch_size=40, generator=Generator.sized(width=16))
 """
-TERMS = ["α", "α′", "β", "β′", "γ", "δ", "η_var", "η_pix", "η_grad", "η_bn", "η_span", "γ_class", "ε", "shift", "angle", "scale", "channels", "clean", "dropout", "T"]
+TERMS = ["α", "α′", "β", "β′", "γ", "δ", "η_var", "η_pix", "η_grad", "η_bn", "η_span", "γ_class"]
+MOVES = ["ε", "shift", "angle", "scale", "channels", "clean"]
+OWN_TERM = """
+from netinv.classifier import train_classifier
+from netinv.data import load_data
+from netinv.frozen import FrozenClassifier
+from netinv.generator import Generator
+from netinv.objective import Inversion, Term
+from netinv.studio import InversionStudio
+
+data = load_data("digits")
+classifier = FrozenClassifier(train_classifier(data, epochs=1, progress=False), shape=data.shape)
+dark = Term("darkness", "dark", 4.0, "mean pixel: darker images", lambda view: view.images.mean())
+InversionStudio(classifier, objective=Inversion(dark), batch_size=40, generator=Generator.sized(width=16))
+"""
 
 
 def of_one_cell(source: str, folder: Path) -> Path:
@@ -186,11 +211,25 @@ def test_reconstruction_studio_in_jupyterlab(chromium, tmp_path: Path) -> None:
         before = page.evaluate(HASH, real)
         button(page, "Start").click()
         wait_until(page, lambda: "inversion accuracy" in status(page) and step(page) > 5, "training")
-        move(page, TERMS, "ArrowRight")
+        move(page, [*TERMS, *MOVES, "dropout", "T"], "ArrowRight")
         assert page.evaluate(HASH, real) != before
         button(page, "Pause").click()
         wait_until(page, lambda: button(page, "Start").is_visible(), "paused")
         page.screenshot(path=ARTEFACTS / "reconstruction.png")
+
+
+def test_a_term_of_the_readers_own_can_be_moved(chromium, tmp_path: Path) -> None:
+    with jupyterlab(of_one_cell(OWN_TERM, tmp_path), chromium, tmp_path) as page:
+        page.wait_for_selector(".netinv-grid img", timeout=180_000)
+        button(page, "Start").click()
+        wait_until(page, lambda: "inversion accuracy" in status(page) and step(page) > 5, "training")
+        move(page, [*SLIDERS[:5], "dark", *SLIDERS[5:]], "ArrowRight")
+        slider = page.locator(".widget-hslider", has_text="dark")
+        assert slider.get_attribute("title") or slider.locator("[title*='darker images']").count()
+        assert "darkness: 8.0" in page.locator(".netinv-copy textarea").input_value()
+        button(page, "Pause").click()
+        wait_until(page, lambda: button(page, "Start").is_visible(), "paused")
+        page.screenshot(path=ARTEFACTS / "own_term.png")
 
 
 def test_explorer_in_jupyterlab(chromium, tmp_path: Path) -> None:

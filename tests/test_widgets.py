@@ -2,29 +2,35 @@
 import asyncio
 import threading
 from collections.abc import Callable, Iterator
-from dataclasses import fields
 
 import pytest
 import torch
 import yaml
 from torch import nn
 
-from netinv.classifier import FrozenClassifier
 from netinv.data import load_data
-from netinv.inversion import InversionWeights, Inverter
-from netinv.reconstruction import Perturbation, ReconstructionWeights, reconstruction_inverter
-from netinv.widgets import InversionStudio, OODExplorer, ReconstructionStudio, nearest_images, replace_in_cell
+from netinv.explorer import OODExplorer
+from netinv.frozen import FrozenClassifier
+from netinv.generator import Dropout, Generator
+from netinv.inversion import Inverter
+from netinv.objective import Inversion, Setting, Term
+from netinv.parts import RUN_SETTINGS, control, nearest_images
+from netinv.reconstruction import Reconstruction
+from netinv.studio import InversionStudio, ReconstructionStudio, replace_in_cell
+
+SMALL = Generator.sized(width=16, latent_dim=8)
 
 
 @pytest.fixture
 def classifier() -> FrozenClassifier:
     torch.manual_seed(0)
-    return FrozenClassifier(nn.Sequential(nn.Flatten(), nn.Linear(64, 16), nn.ReLU(), nn.Linear(16, 4)), shape=(1, 8, 8), device="cpu")
+    model = nn.Sequential(nn.Flatten(), nn.Linear(64, 16), nn.ReLU(), nn.Linear(16, 4))
+    return FrozenClassifier(model, shape=(1, 8, 8), device="cpu")
 
 
 @pytest.fixture
 def studio(classifier: FrozenClassifier) -> Iterator[InversionStudio]:
-    studio = InversionStudio(classifier, batch_size=16, width=16, latent_dim=8)
+    studio = InversionStudio(classifier, batch_size=16, generator=SMALL)
     yield studio
     studio.close()
 
@@ -54,45 +60,48 @@ def test_training_runs_and_leaves_no_thread(studio: InversionStudio) -> None:
 
 def test_a_moved_slider_reaches_the_next_step(studio: InversionStudio) -> None:
     live(studio, lambda: setattr(studio.controls.controls["delta"], "value", 0.0))
-    assert studio.inverter.weights.delta == 0.0 and "δ 0," in studio.status.value
+    assert studio.objective["delta"] == 0.0 and "δ 0," in studio.status.value
+    assert studio.inverter.history.delta.isna().iloc[-1]
 
 
-def test_an_exception_is_shown_and_ends_training(studio: InversionStudio) -> None:
+def test_an_exception_is_shown_and_ends_training(studio: InversionStudio, monkeypatch: pytest.MonkeyPatch) -> None:
     def spoil(*_):
         raise RuntimeError("the <classifier> is out")
 
-    live(studio, lambda: setattr(studio.inverter, "objective", spoil))
+    live(studio, lambda: monkeypatch.setattr(studio.objective, "view", spoil, raising=False))
     assert "RuntimeError" in studio.alert.value and "&lt;classifier&gt;" in studio.alert.value
     assert not studio.loop.running and studio.start_button.description == "Start" and not workers()
 
 
-def test_nan_is_named_and_the_last_good_state_stays(studio: InversionStudio) -> None:
-    terms = studio.inverter.objective
-
-    def poisoned(*given):
-        return terms(*given) | {"ce": terms(*given)["ce"] * float("nan")}
-
-    live(studio, lambda: setattr(studio.inverter, "objective", poisoned))
-    assert "&#x27;ce&#x27; became nan" in studio.alert.value
+def test_nan_is_named_and_the_last_good_state_stays(classifier: FrozenClassifier) -> None:
+    torn = Term("torn", "torn", 0.0, "not a number", lambda view: view.images.mean() * float("nan"))
+    studio = InversionStudio(classifier, objective=Inversion(torn), batch_size=16, generator=SMALL)
+    live(studio, lambda: setattr(studio.controls.controls["torn"], "value", 1.0))
+    assert "&#x27;torn&#x27; became nan" in studio.alert.value
     assert all(p.isfinite().all() for p in studio.inverter.generators.parameters())
 
 
 def test_settings_as_yaml_repeat_the_run_headless(studio: InversionStudio, classifier: FrozenClassifier) -> None:
     studio.controls.controls["gamma"].value = 2.0
+    studio.controls.controls["dropout"].value = 0.5
     studio.inverter.fit(7, progress=False)
     studio.refresh()
     settings = yaml.safe_load(studio.as_yaml())
-    steps, names = settings.pop("steps"), list(InversionWeights().__dict__)
-    weights = InversionWeights(**{name: settings.pop(name) for name in names})
-    headless = Inverter(classifier, weights=weights, batch_size=16, width=16, latent_dim=8, **settings)
+    objective = Inversion(**{row.name: settings.pop(row.name) for row in Inversion().rows})
+    steps, generator = settings.pop("steps"), Generator.sized(width=16, latent_dim=8, dropout=settings.pop("dropout"))
+    headless = Inverter(classifier, objective=objective, generator=generator, batch_size=16, **settings)
     assert headless.fit(steps, progress=False).total.tolist() == studio.inverter.history.total.tolist()
 
 
-def test_yaml_fits_the_parameters_of_chapter_05(studio: InversionStudio) -> None:
-    from netinv.cli import find_notebook, notebook_parameters
+@pytest.mark.parametrize("kind", [InversionStudio, ReconstructionStudio])
+def test_yaml_fits_the_parameters_of_its_chapter(kind: type[InversionStudio], classifier: FrozenClassifier) -> None:
+    from netinv.runner import find_notebook, notebook_parameters
 
+    studio = kind(classifier, batch_size=16, generator=SMALL)
     studio.inverter.fit(1, progress=False)
-    assert set(yaml.safe_load(studio.as_yaml())) <= set(notebook_parameters(find_notebook("05_inversion")))
+    named = set(yaml.safe_load(studio.as_yaml()))
+    studio.close()
+    assert named <= set(notebook_parameters(find_notebook(studio.chapter)))
 
 
 def test_undo_takes_back_setting_and_generator(studio: InversionStudio) -> None:
@@ -102,7 +111,7 @@ def test_undo_takes_back_setting_and_generator(studio: InversionStudio) -> None:
     studio.controls.controls["alpha"].value = 0.25  # one drag, one change
     studio.inverter.fit(2, progress=False)
     studio.undo_button.click()
-    assert studio.settings["alpha"] == studio.controls.controls["alpha"].value == studio.inverter.weights.alpha == 1.0
+    assert studio.settings["alpha"] == studio.controls.controls["alpha"].value == studio.objective["alpha"] == 1.0
     assert studio.inverter.step == 3 and len(studio.inverter.history) == 3
     assert all(torch.equal(t, studio.inverter.state()[name]) for name, t in before[1].items())
 
@@ -116,15 +125,15 @@ def test_reset_and_conditioning_start_afresh_and_can_be_undone(studio: Inversion
     assert studio.inverter.conditioning.name == "label"
     studio.undo_button.click()
     studio.undo_button.click()
-    assert studio.inverter is trained and studio.inverter.step == 2 and studio.controls.controls["conditioning"].value == "vector-matrix"
+    assert studio.inverter is trained and studio.inverter.step == 2
+    assert studio.controls.controls["conditioning"].value == "vector-matrix"
 
 
 def test_dropout_and_temperature_move_while_training(studio: InversionStudio) -> None:
-    from netinv.generator import Dropout
-
     studio.controls.controls["dropout"].value = 0.5
     studio.controls.controls["temperature"].value = 2.0
-    shares = {m.p for m in (*studio.inverter.generators.modules(), *studio.inverter.averaged.modules()) if isinstance(m, Dropout)}
+    networks = studio.inverter.generators, studio.inverter.averaged
+    shares = {m.p for network in networks for m in network.modules() if isinstance(m, Dropout)}
     assert shares == {0.5} and studio.inverter.conditioning.temperature == 2.0
 
 
@@ -144,11 +153,12 @@ def test_two_settings_side_by_side(studio: InversionStudio) -> None:
     studio.keep_buttons[0].click()
     studio.controls.controls["beta"].value = 1.0
     studio.keep_buttons[1].click()
-    assert "<b>β 8</b>" in studio.kept["A"].value and "<b>β 1</b>" in studio.kept["B"].value and "<b>α" not in studio.kept["B"].value
+    a, b = (studio.kept[side].value for side in "AB")
+    assert "<b>β 8</b>" in a and "<b>β 1</b>" in b and "<b>α" not in b
 
 
 def test_a_cell_that_is_run_again_closes_its_first_studio(classifier: FrozenClassifier) -> None:
-    first, second = (InversionStudio(classifier, batch_size=16, width=16) for _ in range(2))
+    first, second = (InversionStudio(classifier, batch_size=16, generator=SMALL) for _ in range(2))
     replace_in_cell(first, "a cell")
     replace_in_cell(second, "a cell")
     assert first.comm is None and second.comm is not None and not first.loop.running
@@ -169,7 +179,9 @@ def test_the_explorer_counts_what_its_threshold_does() -> None:
     data = load_data("digits", device="cpu")
     torch.manual_seed(0)
     model = nn.Sequential(nn.Flatten(), nn.Linear(28 * 28, 10))
-    explorer = OODExplorer(model, data, torch.randint(0, 256, (40, 1, 28, 28), dtype=torch.uint8), names=("digits", "noise"))
+    classifier = FrozenClassifier(model, shape=data.shape, device="cpu")
+    noise = torch.randint(0, 256, (40, 1, 28, 28), dtype=torch.uint8)
+    explorer = OODExplorer(classifier, data, noise, names=("digits", "noise"))
     inside, outside = explorer.scores["classifier"]
     for threshold in (-20.0, 0.0, 1.3, 20.0):
         explorer.threshold.value = threshold
@@ -178,34 +190,99 @@ def test_the_explorer_counts_what_its_threshold_does() -> None:
     explorer.close()
 
 
+def test_a_term_of_the_readers_own_has_its_slider(classifier: FrozenClassifier) -> None:
+    dark = Term("darkness", "dark", 3.0, "mean pixel: darker images", lambda view: view.images.mean())
+    studio = InversionStudio(classifier, objective=Inversion(dark), batch_size=16, generator=SMALL)
+    slider = studio.controls.controls["darkness"]
+    assert (slider.description, slider.value, slider.tooltip) == ("dark", 3.0, "darkness: mean pixel: darker images")
+    live(studio, lambda: setattr(slider, "value", 0.25))
+    assert studio.objective["darkness"] == 0.25 and "dark 0.25," in studio.status.value
+    assert studio.inverter.history.darkness.notna().all() and yaml.safe_load(studio.as_yaml())["darkness"] == 0.25
+    assert "dark" in studio.plot.lines
+
+
+def test_a_term_that_was_never_on_has_no_curve(studio: InversionStudio) -> None:
+    studio.controls.controls["gamma_pix"].value = 0.0
+    studio.inverter.fit(2, progress=False)
+    studio.refresh()
+    assert set(studio.plot.lines) == {"α", "β", "γ", "δ", "accuracy"}
+
+
+def test_a_setting_with_a_limit_stays_below_it() -> None:
+    slider = control(Setting("share", "share", 0.1, "a share", below=0.2), 0.1)
+    assert [value for _, value in slider.options] == [0.0, 0.01, 0.02, 0.05, 0.1, 0.15]
+
+
+def test_a_row_with_the_name_of_a_run_s_setting_is_refused(classifier: FrozenClassifier) -> None:
+    seed = Term("seed", "s", 1.0, "anything", lambda view: view.images.mean())
+    with pytest.raises(ValueError, match="the objective has a row 'seed', which is a setting of every run"):
+        InversionStudio(classifier, objective=Inversion(seed))
+
+
+def test_a_plain_module_must_be_frozen_first() -> None:
+    with pytest.raises(ValueError, match="FrozenClassifier"): InversionStudio(nn.Flatten())
+
+
+class Undropped(nn.Module):
+    "The smallest generator there is, which drops nothing."
+    def __init__(self, shape: tuple[int, int, int], conditioning):
+        super().__init__()
+        self.shape, self.layer = shape, nn.Linear(64, shape[0] * shape[1] * shape[2])
+
+    def forward(self, z, condition, *_, **__):
+        return self.layer(z).sigmoid().unflatten(1, self.shape)
+
+
+def test_a_generator_without_dropout_has_no_slider_for_it(classifier: FrozenClassifier) -> None:
+    studio = InversionStudio(classifier, batch_size=16, generator=Undropped)
+    assert set(studio.controls.controls) == {row.name for row in (*Inversion().rows, *RUN_SETTINGS)} - {"dropout"}
+    studio.controls.controls["temperature"].value = 1.0
+    studio.inverter.fit(2, progress=False)
+    studio.undo_button.click()
+    assert "dropout" not in studio.as_yaml() and studio.inverter.conditioning.temperature == 0.15
+    studio.close()
+    with pytest.raises(ValueError, match="dropout is 0.5, and the generator has no netinv.generator.Dropout"):
+        InversionStudio(classifier, generator=Undropped, dropout=0.5)
+
+
+def test_a_studio_begins_with_the_dropout_of_its_generator(classifier: FrozenClassifier) -> None:
+    for given, generator, value in ((None, 0.4, 0.4), (0.1, 0.4, 0.1)):
+        sized = Generator.sized(width=16, latent_dim=8, dropout=generator)
+        studio = InversionStudio(classifier, generator=sized, dropout=given)
+        assert studio.settings["dropout"] == studio.controls.controls["dropout"].value == value
+        studio.close()
+
+
 @pytest.fixture
 def rebuilt(classifier: FrozenClassifier) -> Iterator[ReconstructionStudio]:
-    studio = ReconstructionStudio(classifier, batch_size=16, width=16, latent_dim=8)
+    studio = ReconstructionStudio(classifier, batch_size=16, generator=SMALL)
     yield studio
     studio.close()
 
 
 def test_every_term_of_a_reconstruction_has_a_slider(rebuilt: ReconstructionStudio) -> None:
     names = set(rebuilt.controls.controls)
-    assert {f.name for f in fields(ReconstructionWeights)} | {f.name for f in fields(Perturbation)} <= names
+    assert {row.name for row in Reconstruction().rows} <= names
     live(rebuilt, lambda: setattr(rebuilt.controls.controls["eta_grad"], "value", 0.5))
     history = rebuilt.inverter.history
-    assert history.grad.iloc[0] == 0 and history.grad.iloc[-1] > 0 and not workers()
+    assert history.eta_grad.isna().iloc[0] and history.eta_grad.iloc[-1] > 0 and not workers()
 
 
 def test_a_reset_reconstruction_still_has_its_traces(rebuilt: ReconstructionStudio) -> None:
     rebuilt.inverter.fit(2, progress=False)
     rebuilt.reset_button.click()
     rebuilt.inverter.fit(2, progress=False)
-    assert (rebuilt.inverter.history.span > 0).all()
+    assert (rebuilt.inverter.history.eta_span > 0).all()
     rebuilt.undo_button.click()
-    assert rebuilt.inverter.step == 2 and (rebuilt.inverter.fit(1, progress=False).span > 0).all()
+    assert rebuilt.inverter.step == 2 and (rebuilt.inverter.fit(1, progress=False).eta_span > 0).all()
 
 
-def test_the_studio_builds_its_generators_as_the_recipe_does(rebuilt: ReconstructionStudio, classifier: FrozenClassifier) -> None:
-    inverter = reconstruction_inverter(classifier)
-    inverter.objective.close()
-    assert rebuilt.inverter.generators[0].smooth == inverter.generators[0].smooth
+def test_the_studio_builds_its_generators_as_the_recipe_does(classifier: FrozenClassifier) -> None:
+    inverter = Inverter(classifier, objective=Reconstruction.recipe(classifier))
+    studio = ReconstructionStudio(classifier)
+    assert studio.inverter.generators[0].smooth == inverter.generators[0].smooth
+    assert studio.inverter.generators[0].stretch == inverter.generators[0].stretch
+    studio.close()
 
 
 def test_a_change_after_a_pause_waits_for_the_last_piece_of_work(studio: InversionStudio) -> None:

@@ -1,0 +1,64 @@
+"""Take the pictures of widgets that the chapters show, in a real JupyterLab; see nbs/images.
+
+    python tests/pictures.py studio sliders explorer
+"""
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from browser import FLAGS, ROOT, chromium_path
+from playwright.sync_api import sync_playwright
+from test_studio import button, jupyterlab, of_chapter, status, step, wait_until
+
+STUDIO = ["source = ", "studio = InversionStudio"]
+SLIDERS = ["source = ", "dark = Term"]
+EXPLORER = ["sizes = ", "train = ", "explorer = OODExplorer"]
+
+
+def train(page) -> None:
+    "Press Start, wait until nearly all images are hits, choose an image, and pause."
+    page.wait_for_selector(".netinv-grid img", timeout=180_000)
+    button(page, "Start").click()
+    accurate = lambda: "inversion accuracy" in status(page) and step(page) > 250
+    wait_until(page, accurate, "250 steps", seconds=600)
+    box = page.locator(".netinv-grid .box").last
+    size = box.bounding_box()
+    box.click(position={"x": size["width"] * 0.25, "y": size["height"] * 0.85})
+    page.wait_for_selector("text=/asked for/")
+    button(page, "Pause").click()
+    wait_until(page, lambda: button(page, "Start").is_visible(), "paused")
+    page.wait_for_timeout(3_000)
+
+
+def settle(page) -> None:
+    "Wait for the widgets, and for their pictures."
+    page.wait_for_selector(".jp-OutputArea-output .widget-vbox", timeout=180_000)
+    page.wait_for_timeout(3_000)
+
+
+PICTURES: dict[str, tuple[str, list[str], Callable]] = {  # name: chapter, examples that it needs, what to do before
+    "studio": ("studio", STUDIO, train), "sliders": ("parts", SLIDERS, settle),
+    "explorer": ("explorer", EXPLORER, settle)}
+
+
+def take(name: str, browser) -> None:
+    "Write nbs/images/NAME.png."
+    chapter, examples, act = PICTURES[name]
+    with TemporaryDirectory() as folder:
+        notebook = of_chapter(chapter, Path(folder), *examples)
+        with jupyterlab(notebook, browser, Path(folder)) as page:
+            act(page)
+            shown = page.locator(".jp-OutputArea-output .widget-vbox").first
+            shown.screenshot(path=ROOT / f"nbs/images/{name}.png")
+
+
+def main() -> None:
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=chromium_path(), args=FLAGS)
+        for name in sys.argv[1:] or PICTURES: take(name, browser)
+        browser.close()
+
+
+if __name__ == "__main__":
+    main()

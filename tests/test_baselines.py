@@ -1,0 +1,88 @@
+"Baselines: descent on pixels leaves no hook, the literal generator is a factory like any other, stationarity by hand."
+import pytest
+import torch
+import victims
+from networks import worn_cnn
+from torch import nn
+
+from netinv.baselines import DeepInverter, LiteralGenerator, PixelInverter, literal_inverter, reconstruct_from_stationarity, stationarity_loss
+from netinv.conditioning import make_conditioning
+from netinv.frozen import FrozenClassifier
+from netinv.inversion import Inverter
+from netinv.losses import ce_loss
+from netinv.samples import look
+
+
+@pytest.mark.parametrize("kind", [PixelInverter, DeepInverter])
+def test_descent_on_pixels_gives_samples_and_leaves_no_hook(kind) -> None:
+    frozen = FrozenClassifier(worn_cnn((1, 16, 16), 4), shape=(1, 16, 16), device="cpu")
+    before, inverter = victims.count_hooks(frozen), kind(frozen)
+    assert inverter.fit(3).columns.tolist() == ["step", "seconds", "total", "beta", "accuracy"] and inverter.step == 3
+    drawn = inverter.sample(6, seed=0)
+    again = look(frozen, drawn.images, drawn.labels)
+    torch.testing.assert_close(drawn.probs, again.probs, atol=1e-4, rtol=1e-3)
+    assert drawn.generator.tolist() == [0] * 6 and not drawn.images.requires_grad and victims.count_hooks(frozen) == before
+    assert (inverter.target is inverter.classifier) == (kind is DeepInverter)  # which has layers to watch
+
+
+def test_deep_inversion_has_the_statistics_of_batch_norm_in_its_loss() -> None:
+    frozen = FrozenClassifier(worn_cnn((1, 16, 16), 4), shape=(1, 16, 16), device="cpu")
+    with_it, without = (DeepInverter(frozen, tv=0, l2=0, bn=bn) for bn in (1.0, 0.0))
+    for inverter in (with_it, without): inverter.step = 2
+    assert not torch.equal(with_it.sample(4, seed=0).images, without.sample(4, seed=0).images)
+    plain = PixelInverter(frozen)
+    plain.step, plain.target = 2, frozen
+    assert torch.equal(plain.sample(4, seed=0).images, without.sample(4, seed=0).images)
+
+
+def test_a_plain_module_gets_the_line_to_write() -> None:
+    for call in (PixelInverter, DeepInverter, literal_inverter, reconstruct_from_stationarity):
+        with pytest.raises(ValueError, match="FrozenClassifier"): call(victims.perceptron())
+
+
+def test_the_literal_generator_trains_like_any_other() -> None:
+    frozen = FrozenClassifier(worn_cnn((1, 16, 16), 4), shape=(1, 16, 16), device="cpu")
+    inverter = literal_inverter(frozen, batch_size=8)
+    assert inverter.fit(3, progress=False).total.notna().all() and inverter.target is frozen
+    one, same, other = (inverter.sample(8, seed=seed).images for seed in (0, 0, 1))
+    assert 0 <= one.min() and one.max() <= 1 and not torch.equal(one, other) and one.shape == same.shape == (8, 1, 16, 16)
+    narrow = Inverter(frozen, generator=LiteralGenerator.sized(width=8), batch_size=8, amp="off")
+    assert narrow.fit(1, progress=False).total.notna().all()
+
+
+@pytest.mark.parametrize("shape, name, n, says", [((1, 28, 28), "vector-matrix", 26, "twice as many pixels"), ((1, 28, 20), "vector-matrix", 10, "square images"),
+                                                  ((1, 28, 28), "vector", 10, "a vector and a matrix"), ((1, 28, 28), "vector-matrix", 2, "at least 4 classes")])
+def test_what_the_literal_generator_is_not_made_for(shape, name: str, n: int, says: str) -> None:
+    with pytest.raises(ValueError, match=says): LiteralGenerator(shape, make_conditioning(name, n))
+
+
+def test_stationarity_is_zero_where_the_images_explain_the_weights() -> None:
+    torch.manual_seed(0)
+    images, labels, multipliers = torch.rand(4, 1, 3, 3, dtype=torch.float64), torch.tensor([0, 1, 1, 0]), torch.rand(4, dtype=torch.float64)
+    rows = (multipliers * (1 - 2.0 * labels)) @ images.flatten(1)  # margins of two classes: the difference of two rows
+    model = nn.Sequential(nn.Flatten(), nn.Linear(9, 2, bias=False)).double()
+    model[1].weight.data = torch.stack([rows, -rows])
+    assert stationarity_loss(model, images, labels, multipliers).item() < 1e-20
+    assert stationarity_loss(model, images, 1 - labels, multipliers).item() == pytest.approx(4)
+
+
+def test_stationarity_brings_back_what_a_small_network_was_trained_on() -> None:
+    torch.manual_seed(0)
+    images, labels = (torch.rand(6, 1, 8, 8) > 0.7).float(), torch.arange(6) % 3
+    model = nn.Sequential(nn.Flatten(), nn.Linear(64, 200, bias=False), nn.ReLU(), nn.Linear(200, 3, bias=False))
+    for p in model.parameters(): p.data *= 0.1
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.2, momentum=0.9)
+    for _ in range(1500):
+        optimizer.zero_grad()
+        ce_loss(model(images), labels).backward()
+        optimizer.step()
+    frozen = FrozenClassifier(model, shape=(1, 8, 8), device="cpu")
+    found = reconstruct_from_stationarity(frozen, n=12, steps=800, progress=False)
+    unit = lambda x: nn.functional.normalize(x.flatten(1), dim=1)
+    others = (torch.rand(6, 1, 8, 8) > 0.7).float()
+    assert (unit(found.images) @ unit(images).T).amax(0).mean() > (unit(found.images) @ unit(others).T).amax(0).mean() + 0.1
+
+
+def test_attention_has_a_stationarity() -> None:
+    torch.manual_seed(0)
+    assert stationarity_loss(victims.Attention().eval(), torch.rand(4, 1, 28, 28), torch.arange(4), torch.ones(4)).isfinite()

@@ -1,0 +1,132 @@
+"Notebooks as programs, and the job pool."
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from clones import clone, injected, write_notebook  # noqa: F401: clone is a fixture
+from hypothesis import given
+from hypothesis import strategies as st
+
+from netinv.runner import UsageError, find_notebook, notebooks, parse_value, run_notebook
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def test_values_win_over_the_profile(clone: Path) -> None:
+    folder = run_notebook("sum", {"right": 3}, profile="smoke", out="out", progress=False)
+    assert "left = 10" in injected(folder / "sum.ipynb") and "right = 3" in injected(folder / "sum.ipynb")
+
+
+def test_a_given_out_dir_is_left_alone(clone: Path) -> None:
+    folder = run_notebook("sum", {"out_dir": "elsewhere"}, out="out", progress=False)
+    assert 'out_dir = "elsewhere"' in injected(folder / "sum.ipynb")
+
+
+def test_the_notebook_runs_in_its_own_folder_and_stays_as_it_was(clone: Path) -> None:
+    path = write_notebook(Path("nbs/where.ipynb"), "a = 1", "import pathlib\npathlib.Path('mark').touch()")
+    before = path.read_bytes()
+    run_notebook("where", out="out", progress=False)
+    assert Path("nbs/mark").exists() and path.read_bytes() == before
+
+
+def test_the_kernel_is_this_python_whatever_jupyter_has_installed(clone: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    decoy = Path("jupyter/kernels/python3")
+    decoy.mkdir(parents=True)
+    spec = {"argv": ["/bin/false"], "display_name": "decoy", "language": "python"}
+    (decoy / "kernel.json").write_text(json.dumps(spec))
+    monkeypatch.setenv("JUPYTER_PATH", str(Path("jupyter").resolve()))
+    monkeypatch.setenv("PATH", "/usr/bin:/bin")
+    write_notebook(Path("nbs/who.ipynb"), "expected = ''", "import sys\nassert sys.executable == expected")
+    run_notebook("who", {"expected": sys.executable}, out="out", progress=False)
+    assert os.environ["JUPYTER_PATH"] == str(Path("jupyter").resolve())
+
+
+def test_the_kernel_keeps_its_memory_unless_told_otherwise(clone: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MALLOC_TRIM_THRESHOLD_", "123456")
+    monkeypatch.delenv("MALLOC_MMAP_MAX_", raising=False)
+    look = "from os import environ\nassert environ['MALLOC_MMAP_MAX_'] == '0'"
+    write_notebook(Path("nbs/env.ipynb"), "a = 1", look, "assert environ['MALLOC_TRIM_THRESHOLD_'] == '123456'")
+    run_notebook("env", out="out", progress=False)
+    assert "MALLOC_MMAP_MAX_" not in os.environ
+
+
+FINITE = st.floats(allow_nan=False, allow_infinity=False)
+
+
+@given(st.one_of(st.integers(-10**9, 10**9), FINITE, st.booleans(), st.none()))
+def test_plain_python_values_survive_the_command_line(value: object) -> None:
+    words = {True: "true", False: "false", None: "null"}
+    text = words[value] if value is None or isinstance(value, bool) else repr(value)
+    assert parse_value(text) == value and type(parse_value(text)) is type(value)
+
+
+@given(st.text(max_size=30))
+def test_any_text_is_a_value_or_a_sentence(text: str) -> None:
+    try:
+        parse_value(text)
+    except UsageError as e:
+        assert "expected a YAML scalar or list" in str(e)
+
+
+def test_tasks_run_side_by_side_from_a_notebook(tmp_path: Path) -> None:
+    "A function of __main__ that names torch and an attribute `classes` made the pickler stumble over `torch.classes`."
+    script = tmp_path / "experiment.py"
+    script.write_text("""
+import os
+import sys
+import torch
+from netinv.runner import run_tasks
+from netinv.data import load_data
+
+data = load_data("digits", device="cpu")
+def work(k):
+    found = {"sum": k + len(data.classes), "keeps memory": os.environ.get("MALLOC_MMAP_MAX_")}
+    return found, {"row": torch.arange(k)}
+
+if __name__ == "__main__":
+    done = run_tasks(work, [(2,), (3,)], folder=sys.argv[1], settings={}, jobs=2)
+    print(*done[(3,)][0].values())
+""")
+    environ = {name: value for name, value in os.environ.items() if not name.startswith("MALLOC_")}
+    environ |= {"CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, str(script), str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environ)
+    assert done.stdout.strip() == "13 0", done.stderr
+
+
+def write_order(*pages: str | dict) -> None:
+    "A `_quarto.yml` whose sidebar has these pages."
+    site = {"website": {"navbar": {"left": ["experiments/summary.ipynb"]}, "sidebar": {"contents": list(pages)}}}
+    Path("_quarto.yml").write_text(json.dumps(site))
+
+
+def test_the_reading_order_is_that_of_the_site(clone: Path) -> None:
+    for name in ("zebra", "apple", "experiments/last"): write_notebook(Path(f"nbs/{name}.ipynb"), "a = 1")
+    assert list(notebooks()) == ["apple", "sum", "zebra", "last", "summary"]
+    section = {"section": "Experiments", "contents": ["experiments/summary.ipynb", "gone.ipynb"]}
+    write_order("zebra.ipynb", section, "sum.ipynb")
+    assert list(notebooks()) == ["zebra", "summary", "sum", "apple", "last"]
+
+
+def test_a_chapter_and_an_experiment_of_one_name(clone: Path) -> None:
+    write_notebook(Path("nbs/experiments/sum.ipynb"), "left = 1")
+    assert notebooks()["sum"] == Path("nbs/sum.ipynb") == find_notebook("03_sum")
+    assert notebooks()["experiments/sum"] == Path("nbs/experiments/sum.ipynb") == find_notebook("experiments/sum")
+    Path("both.yaml").write_text("sum: {right: 3}\nexperiments/sum: {left: 4}\n")
+    assert "right = 3" in injected(run_notebook("sum", profile="both.yaml", out="out", progress=False) / "sum.ipynb")
+    folder = run_notebook("experiments/sum", profile="both.yaml", out="more", progress=False)
+    assert "left = 4" in injected(folder / "sum.ipynb")
+
+
+def test_a_profile_with_numbered_sections_still_works(clone: Path) -> None:
+    Path("old.yaml").write_text("03_sum: {left: 7}\nsummary: {left: 8}\n")
+    assert "left = 7" in injected(run_notebook("sum", profile="old.yaml", out="out", progress=False) / "sum.ipynb")
+
+
+@pytest.mark.parametrize("content", ["website: [", "website: 5", "- a list"])
+def test_a_damaged_order(clone: Path, content: str) -> None:
+    Path("_quarto.yml").write_text(content)
+    with pytest.raises(UsageError, match="cannot read the order of the notebooks from _quarto.yml"): notebooks()
