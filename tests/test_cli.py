@@ -12,7 +12,7 @@ import pytest
 import yaml
 from clones import clone, injected, write_notebook  # noqa: F401: clone is a fixture
 
-from netinv.cli import SETTINGS, main
+from netinv.cli import SETTINGS, main, print_classes
 from netinv.runner import notebooks
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -224,6 +224,15 @@ def test_the_defaults_in_the_help_are_those_of_the_inverter() -> None:
     for name in set(SETTINGS) - {"classes"}:
         (line,) = [line for line in lines if line.split()[:1] == [f"--{name}"]]
         assert line.endswith(f"({defaults[name].default})"), line
+
+
+def test_95_hits_of_100_are_95_percent(capsys: pytest.CaptureFixture[str]) -> None:
+    import torch
+
+    share = float(torch.tensor(0.95))
+    assert share < 0.95
+    print_classes([1.0, share, 0.94, None], unreachable=[])
+    assert "below 95%: 2\n" in capsys.readouterr().out
 
 
 CLASSIFIER = """
