@@ -57,7 +57,7 @@ class Loop(Run):
         self.objective, self.batch_size, seed = objective or Inversion(), batch_size, int(seed)
         self.target = classifier.folded() if folded and not self.objective.watches else classifier
         self.objective.prepare(classifier, self.amp)
-        factory = generator or self.objective.generator()
+        factory = generator or self.objective.generator() or Generator.sized()
         self.conditioning = make_conditioning(
             conditioning, classifier.n_classes, temperature=temperature, side=min(classifier.shape[1:]),
             classes=reachable(classifier, classes))
