@@ -60,7 +60,7 @@ def descend_pixels(
 # %% ../nbs/baselines.ipynb #4797e301
 class PixelInverter:
     "Gradient descent on pixels with the methods of `Inverter`."
-    penalty = None  # on images
+    penalty = None  # on images; where there is one, it may watch the layers, and the classifier runs unfolded
 
     def __init__(
         self,
@@ -69,10 +69,11 @@ class PixelInverter:
         lr: float = 0.3,    # step size of Adam, in logits of a pixel
         seed: int = 0,
         amp: str = "off",   # usual for this method; or "auto" or "bf16"
+        folded: bool = True,  # whether the classifier may run folded
     ):
         check_frozen(classifier)
         self.classifier, self.amp = classifier, pick_amp(amp, classifier.device)
-        self.target = classifier.folded() if self.penalty is None else classifier  # a penalty may watch its layers
+        self.target = classifier.folded() if folded and self.penalty is None else classifier
         self.classes, self.lr, self.step, self.seconds, self.rows = reachable(classifier), lr, 0, 0.0, []
         self.rng = torch.Generator(classifier.device).manual_seed(seed)
 

@@ -166,6 +166,16 @@ class Drawing(nn.Module):
         for module in self.modules():
             if isinstance(module, nn.Dropout): module.train(on)
 
+    @property
+    def dropout(self) -> float | None:
+        "The share that is dropped, in [0, 1); None for a generator without a `Dropout` of this chapter."
+        return next((module.p for module in self.modules() if isinstance(module, Dropout)), None)
+
+    @dropout.setter
+    def dropout(self, share: float) -> None:
+        for module in self.modules():
+            if isinstance(module, Dropout): module.p = share
+
     @classmethod
     def sized(cls, **sizes) -> partial:
         "A factory, shape and conditioning to generator, with some sizes set; a `ValueError` for an unknown size."

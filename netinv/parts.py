@@ -262,7 +262,12 @@ class CopyText(anywidget.AnyWidget):
 WRAP = {"flex_flow": "row wrap", "align_items": "flex-start", "grid_gap": "4px 12px"}
 
 # %% ../nbs/parts.ipynb #9ed917a3
-def html_image(png: bytes, alt: str) -> str:
-    "A PNG file as HTML, with a text for those who do not see it."
-    source = f"data:image/png;base64,{base64.b64encode(png).decode()}"
-    return f'<img alt="{html.escape(alt)}" src="{source}" style="max-width:100%;image-rendering:pixelated">'
+def html_image(
+    png: bytes,
+    alt: str,             # for those who do not see it
+    *,
+    pixels: bool = True,  # whether pixels stay squares when a browser enlarges them
+) -> str:
+    "A PNG file as HTML."
+    source, how = f"data:image/png;base64,{base64.b64encode(png).decode()}", "pixelated" if pixels else "auto"
+    return f'<img alt="{html.escape(alt)}" src="{source}" style="max-width:100%;image-rendering:{how}">'

@@ -327,7 +327,8 @@ def show(self: InversionStudio, frame: Frame) -> None:
         self.grid.alt = f"images that the classifier takes for {classes}, at step {frame.step}"
         self.grid.png = frame.png
     self.bars.value = accuracy_bars(self.class_names, frame.accuracy)
-    self.curves.value = html_image(frame.curves, "curves of the terms and of the inversion accuracy over the steps")
+    alt = "curves of the terms and of the inversion accuracy over the steps"
+    self.curves.value = html_image(frame.curves, alt, pixels=False)
     known, worst = frame.overall == frame.overall, frame.accuracy.nan_to_num(1).min()
     accuracy = f" · inversion accuracy <b>{frame.overall:.1%}</b>, worst class {worst:.0%}" if known else ""
     words = ", ".join(self.in_words(self.settings).values())

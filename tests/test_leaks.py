@@ -42,7 +42,8 @@ def test_nearest_is_the_highest_correlation_of_numpy() -> None:
 
 def test_an_even_image_is_near_to_nothing() -> None:
     "By SSIM and pixel distance, a black image is nearer to digits than most drawings of them."
-    digits = torch.zeros(9, 1, 16, 16).index_put_((torch.arange(9), torch.tensor(0), torch.arange(3, 12), torch.tensor(8)), torch.tensor(1.0))
+    at = torch.arange(9), torch.tensor(0), torch.arange(3, 12), torch.tensor(8)
+    digits = torch.zeros(9, 1, 16, 16).index_put_(at, torch.tensor(1.0))
     for level in (0.0, 0.3, 1.0): assert nearest(torch.full((1, 1, 16, 16), level), digits)[1].abs() < 1e-6
     shifted = digits.roll(1, 3)
     assert nearest(0.1 + 0.5 * digits, digits)[1].min() > 0.999 > nearest(shifted, digits)[1].max()
@@ -61,35 +62,43 @@ def test_too_few_features_get_a_sentence() -> None:
         with pytest.raises(ValueError, match="two or more"): frechet_distance(wrong, torch.rand(5, 3))
 
 
-def test_a_planted_leak_is_found_and_none_where_there_is_none(digits: ImageData, unseen: Split, frozen: FrozenClassifier) -> None:
+def test_a_planted_leak_is_found_and_none_where_there_is_none(
+    digits: ImageData, unseen: Split, frozen: FrozenClassifier,
+) -> None:
     train, n = digits.train, 120
     noise = 0.05 * torch.randn(n, *digits.shape, generator=torch.Generator().manual_seed(0))
-    copies = Samples((to_float(train.images[:n]) + noise).clamp(0, 1), train.labels[:n], *[torch.zeros(n, 1)] * 2, torch.zeros(n))
+    noisy = (to_float(train.images[:n]) + noise).clamp(0, 1)
+    copies = Samples(noisy, train.labels[:n], *[torch.zeros(n, 1)] * 2, torch.zeros(n))
     report = reconstruction_report(copies, train, unseen, judge=frozen)
-    assert report.samples["closer to training, pixels: share"] > 0.95 and report.samples["closer to training, pixels: p"] < 1e-3
-    assert 0.3 < report.real["closer to training, pixels: share"] < 0.7 and report.real["closer to training, pixels: p"] > 1e-3
+    share, p = (report.loc[f"closer to training, pixels: {what}"] for what in ("share", "p"))
+    assert share.samples > 0.95 and p.samples < 1e-3
+    assert 0.3 < share.real < 0.7 and p.real > 1e-3
     assert report.samples["spread within classes / real"] == pytest.approx(1, abs=0.1) and report.notna().all().all()
 
 
 def test_a_report_needs_enough_images(digits: ImageData, unseen: Split, frozen: FrozenClassifier) -> None:
     few = split_off(digits.train, 10)[0]
-    with pytest.raises(ValueError, match="10 training and .* too few for a report: give 20 and 40"): reconstruction_report(None, few, unseen, judge=frozen)
+    with pytest.raises(ValueError, match="10 training and .* too few for a report: give 20 and 40"):
+        reconstruction_report(None, few, unseen, judge=frozen)
     with pytest.raises(ValueError, match="expected 'best' or 'typical'"): triplets(None, few, unseen, which="worst")
 
 
 def test_a_report_wants_a_frozen_judge(digits: ImageData, unseen: Split) -> None:
     copies = Samples(to_float(digits.train.images[:40]), digits.train.labels[:40], *[torch.zeros(40, 1)] * 2)
-    with pytest.raises(ValueError, match="FrozenClassifier"): reconstruction_report(copies, digits.train, unseen, judge=victims.perceptron())
+    with pytest.raises(ValueError, match="FrozenClassifier"):
+        reconstruction_report(copies, digits.train, unseen, judge=victims.perceptron())
 
 
 def test_the_leak_test_knows_certain_cases() -> None:
-    assert leak_test(torch.zeros(30, dtype=torch.long), 10)[0] == 1 and leak_test(torch.zeros(30, dtype=torch.long), 10)[1] > 0.3  # one mode says nothing
+    share, p = leak_test(torch.zeros(30, dtype=torch.long), 10)
+    assert share == 1 and p > 0.3  # one mode says nothing
     assert leak_test(torch.arange(40), 40) == (1.0, pytest.approx(1 / 10_001))
     assert leak_test(torch.arange(80), 40)[0] == 0.5 and leak_test(torch.arange(40, 80), 40) == (0.0, 1.0)
 
 
 def test_triplets_show_copies_beside_their_originals(digits: ImageData, unseen: Split) -> None:
-    copies = Samples(to_float(digits.train.images[:40]), digits.train.labels[:40], *[torch.zeros(40, 1)] * 2, torch.zeros(40))
+    images, labels = to_float(digits.train.images[:40]), digits.train.labels[:40]
+    copies = Samples(images, labels, *[torch.zeros(40, 1)] * 2, torch.zeros(40))
     shown, originals, others = triplets(copies, digits.train, unseen, which="typical", columns=8).split(8)
     torch.testing.assert_close(shown, originals)
     assert not torch.equal(shown, others)

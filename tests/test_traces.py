@@ -53,7 +53,8 @@ def test_a_shift_moves_by_no_more_than_asked() -> None:
 
 def test_rotations_keep_distances_in_images_that_are_not_square() -> None:
     wide = torch.zeros(1, 1, 20, 80)
-    maps = Perturbation(0, 0, 1.0, 0).maps(wide, torch.Generator().manual_seed(1))[0]  # [H, W, 2] in units of half the sides
+    rng = torch.Generator().manual_seed(1)
+    maps = Perturbation(0, 0, 1.0, 0).maps(wide, rng)[0]  # [H, W, 2] in units of half the sides
     at = maps[8:12, 38:42] * torch.tensor([40.0, 10.0])  # in pixels, near the middle
     torch.testing.assert_close((at[:, 1:] - at[:, :-1]).norm(dim=-1), torch.ones(4, 3), atol=1e-4, rtol=0)
     torch.testing.assert_close((at[1:] - at[:-1]).norm(dim=-1), torch.ones(3, 4), atol=1e-4, rtol=0)
@@ -63,7 +64,8 @@ def test_motions_are_computed_in_full_precision_under_autocast() -> None:
     move, images = Perturbation(), torch.rand(3, 1, 224, 224)
     grids = []
     for on in (False, True):
-        with torch.autocast("cpu", torch.bfloat16, enabled=on): grids.append(move.maps(images, torch.Generator().manual_seed(0)))
+        rng = torch.Generator().manual_seed(0)
+        with torch.autocast("cpu", torch.bfloat16, enabled=on): grids.append(move.maps(images, rng))
     torch.testing.assert_close(*grids, rtol=0, atol=0)
 
 
@@ -116,7 +118,8 @@ def test_training_images_lie_in_the_span_of_the_updates(frozen: FrozenClassifier
     def share(images: Tensor) -> float:
         with InputTap(linear) as tap: frozen(images)
         return span_share(tap.take()[0], leading_directions(linear[0].weight, 10)).mean().item()
-    real, noise = to_float(digits.train.images), torch.rand(300, *digits.shape, generator=torch.Generator().manual_seed(0))
+    rng, real = torch.Generator().manual_seed(0), to_float(digits.train.images)
+    noise = torch.rand(300, *digits.shape, generator=rng)
     shuffled = real.flatten(2)[:, :, torch.randperm(784, generator=torch.Generator().manual_seed(0))].view_as(real)
     assert share(real) > 1.2 * max(share(noise), share(shuffled))
     with InputTap(linear) as tap: pass
@@ -124,7 +127,7 @@ def test_training_images_lie_in_the_span_of_the_updates(frozen: FrozenClassifier
     assert tap.take() == [None]
 
 
-def layers_of(model: nn.Module, shape: tuple[int, int, int]) -> tuple[list[nn.Module], list[nn.Linear], list[nn.Module]]:
+def layers_of(model: nn.Module, shape: tuple[int, int, int]) -> tuple[list[nn.Module], ...]:
     return remembering_layers(FrozenClassifier(model.eval(), shape=shape, device="cpu"))
 
 
@@ -141,22 +144,28 @@ def test_the_head_is_left_out_where_there_is_another_layer() -> None:
     norms, linear, _ = layers_of(CNN((1, 28, 28), 10), (1, 28, 28))
     assert len(norms) == 3 and [layer.out_features for layer in linear] == [128]
     assert [layer.out_features for layer in layers_of(HeadFirst(), (1, 9, 9))[1]] == [12]
-    assert [layer.out_features for layer in layers_of(nn.Sequential(nn.Flatten(), nn.Linear(81, 2)), (1, 9, 9))[1]] == [2]
-    assert layers_of(nn.Sequential(nn.BatchNorm2d(3, track_running_stats=False), nn.Flatten(), nn.Linear(243, 2)), (3, 9, 9))[0] == []
+    only_head = nn.Sequential(nn.Flatten(), nn.Linear(81, 2))
+    assert [layer.out_features for layer in layers_of(only_head, (1, 9, 9))[1]] == [2]
+    forgetful = nn.Sequential(nn.BatchNorm2d(3, track_running_stats=False), nn.Flatten(), nn.Linear(243, 2))
+    assert layers_of(forgetful, (3, 9, 9))[0] == []
 
 
 def test_channels_are_left_out_behind_hidden_layers_and_before_no_batch_norm() -> None:
     kinds = lambda model, shape: [type(layer).__name__ for layer in layers_of(model, shape)[2]]
-    assert kinds(CNN((1, 28, 28), 10), (1, 28, 28)) == ["BatchNorm2d"] * 3 + ["Linear"]  # and not the convolutions, whose maps batch norm measures
-    assert kinds(nn.Sequential(nn.Flatten(), nn.Linear(81, 12), nn.BatchNorm1d(12), nn.ReLU(), nn.Linear(12, 3)), (1, 9, 9)) == ["BatchNorm1d"]
-    assert kinds(nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(196, 5), nn.ReLU(), nn.Linear(5, 3)), (1, 9, 9)) == ["Conv2d", "Linear"]
+    # not behind the convolutions, whose maps batch norm measures
+    assert kinds(CNN((1, 28, 28), 10), (1, 28, 28)) == ["BatchNorm2d"] * 3 + ["Linear"]
+    normed = nn.Sequential(nn.Flatten(), nn.Linear(81, 12), nn.BatchNorm1d(12), nn.ReLU(), nn.Linear(12, 3))
+    assert kinds(normed, (1, 9, 9)) == ["BatchNorm1d"]
+    head = nn.Linear(196, 5), nn.ReLU(), nn.Linear(5, 3)
+    assert kinds(nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), *head), (1, 9, 9)) == ["Conv2d", "Linear"]
 
 
 def test_only_a_layer_that_gives_the_logits_is_the_head() -> None:
     class Convolutional(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.conv, self.gate, self.head = nn.Conv2d(1, 4, 3), nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 4)), nn.Conv2d(4, 3, 1)
+            self.conv, self.head = nn.Conv2d(1, 4, 3), nn.Conv2d(4, 3, 1)
+            self.gate = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 4))
 
         def forward(self, x: Tensor) -> Tensor:
             x = self.conv(x)
@@ -181,8 +190,10 @@ def test_channel_drop_keeps_the_mean_and_is_each_images_own(share: float, seed: 
     layer, rngs = nn.Identity(), lambda: [torch.Generator().manual_seed(seed + k) for k in range(2)]
     maps = torch.ones(200, 64, 3, requires_grad=True)
     with ChannelDrop([layer], share, rngs()): out = layer(maps)
-    assert out.detach().unique().tolist() == pytest.approx([0, 1 / (1 - share)], rel=1e-5) and (out[:, :, 0] == out[:, :, 2]).all()
-    assert (out > 0).float().mean().item() == pytest.approx(1 - share, abs=0.03) and not torch.equal(out[0], out[1]) and not torch.equal(out[:100], out[100:])
+    assert out.detach().unique().tolist() == pytest.approx([0, 1 / (1 - share)], rel=1e-5)
+    assert (out[:, :, 0] == out[:, :, 2]).all()
+    assert (out > 0).float().mean().item() == pytest.approx(1 - share, abs=0.03)
+    assert not torch.equal(out[0], out[1]) and not torch.equal(out[:100], out[100:])
     with ChannelDrop([layer], share, rngs()): assert torch.equal(layer(maps), out)
     assert torch.autograd.grad(out.sum(), maps)[0].equal(out.detach())
     assert layer(maps) is maps

@@ -27,13 +27,15 @@ def unseen() -> Split:
 @cache
 def victim() -> FrozenClassifier:
     "Trained once for all tests, which leave it as it is."
-    return FrozenClassifier(train_classifier(digits(), epochs=30, device="cpu", progress=False), shape=digits().shape, device="cpu")
+    model = train_classifier(digits(), epochs=30, device="cpu", progress=False)
+    return FrozenClassifier(model, shape=digits().shape, device="cpu")
 
 
 def perceptron(n_in: int = 784, n_classes: int = 10) -> nn.Module:
     "A network without batch norm."
     torch.manual_seed(0)
-    return nn.Sequential(nn.Flatten(), nn.Linear(n_in, 40), nn.ReLU(), nn.Linear(40, 20), nn.ReLU(), nn.Linear(20, n_classes))
+    hidden = [nn.Linear(n_in, 40), nn.ReLU(), nn.Linear(40, 20), nn.ReLU()]
+    return nn.Sequential(nn.Flatten(), *hidden, nn.Linear(20, n_classes))
 
 
 class Attention(nn.Module):
