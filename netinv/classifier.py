@@ -20,8 +20,8 @@ from fastcore.basics import patch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from .data import ImageData, to_float
-from .device import borrowed_rng, pick_amp, pick_device
+from .data import ImageData, pick_device, to_float
+from .device import borrowed_rng, pick_amp
 from .runs import Log, Run, SYNC_EVERY
 
 # %% ../nbs/classifier.ipynb #ef592fbe

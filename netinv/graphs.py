@@ -14,8 +14,6 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from .inversion import Inverter
-
 # %% ../nbs/graphs.ipynb #01a625a1
 class Operations(TorchDispatchMode):
     "Counts the operations inside a `with` block, and those of them for which a GPU would keep Python waiting."
@@ -44,7 +42,7 @@ class CapturedStep:
     "What `train_step` becomes: the same step, launched as one graph once it has been recorded."
     settle = 3  # steps that run as they are before one is recorded
 
-    def __init__(self, inverter: Inverter):
+    def __init__(self, inverter):
         self.inverter, self.plain = inverter, inverter.train_step
         self.graph = self.frozen = self.moments = self.numbers = None
         self.ran = 0
@@ -73,20 +71,20 @@ class CapturedStep:
         self.inverter.record(*self.numbers)
 
 # %% ../nbs/graphs.ipynb #11cd5da0
-def _frozen(inverter: Inverter) -> tuple:
+def _frozen(inverter) -> tuple:
     "All that Python decides in a step and a user may change between two steps."
     dropouts = [(module.p, module.on) for module in inverter.generators.modules() if hasattr(module, "on")]
     return (*inverter.objective.numbers.items(), inverter.batch_size, inverter.conditioning.temperature,
             inverter.optimizers[0].param_groups[0]["lr"], *dropouts)
 
-def _moments(inverter: Inverter) -> Tensor | None:
+def _moments(inverter) -> Tensor | None:
     "One of the optimizer's tensors: another one once a checkpoint has been loaded or a step taken back."
     state = inverter.optimizers[0].state
     return next((t for entry in state.values() for t in entry.values() if t.ndim), None)
 
 # %% ../nbs/graphs.ipynb #9fe1b135
 def _record(
-    inverter: Inverter,
+    inverter,  # an `Inverter`
     step: Callable[[], None],
 ) -> tuple:  # a graph, and the arguments of `record` that it fills anew at each replay
     "Let PyTorch record `step`, which does nothing to the inverter while it is recorded."
@@ -105,8 +103,8 @@ def _record(
 
 # %% ../nbs/graphs.ipynb #24c4a3fb
 def captured(
-    inverter: Inverter,  # on a CUDA device
-) -> Inverter:           # the same one
+    inverter,  # an `Inverter` on a CUDA device
+):             # the same one
     "Let the steps of an inverter be recorded and replayed from here on; a `ValueError` on another kind of device."
     if inverter.device.type != "cuda":
         raise ValueError(f"it is on {inverter.device}, but only CUDA devices record graphs: leave it as it is")

@@ -26,8 +26,7 @@ from torch import Tensor
 from .data import image_grid, to_float
 from .files import write_atomic
 from .frozen import FrozenClassifier
-from .metrics import check_features
-from .samples import Samples
+from .metrics import Samples, check_features
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -21,11 +21,11 @@ from torch import Tensor, nn
 
 from .classifier import CNN, Trainer, augmented_batches, default_epochs, pick_augment
 from .data import ImageData, to_float
-from .device import borrowed_rng, pick_device
-from .frozen import FrozenClassifier, check_frozen, find_features, layer_calls, probe_images
+from netinv.frozen import (
+    FrozenClassifier, borrowed_rng, check_frozen, find_features, layer_calls, pick_device, probe_images,
+)
 from .garbage import garbage_pool
-from .generator import Generator
-from .inversion import Inverter
+from .inversion import Generator, Inverter
 from .objective import Inversion
 from .samples import outputs
 

@@ -20,19 +20,16 @@ from fastcore.basics import patch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from .classifier import first_line
-from .conditioning import Condition
-from .faster import folded_weights, sorted_weight
-from .frozen import ClassifierOutput, FrozenClassifier, check_frozen, probe_images
-from .generator import Generator
+from .faster import Condition, Generator, folded_weights, sorted_weight
 from .inversion import Inverter
 from netinv.losses import (
     ce_loss, class_cosine_loss, cosine_loss, gradient_norm_loss, kl_loss, ortho_loss, pixel_loss, variation_loss,
 )
 from .objective import Objective, Setting, Term, View
-from .samples import Samples, outputs
+from .samples import ClassifierOutput, Samples, check_frozen, outputs
 from netinv.traces import (
-    ChannelDrop, InputTap, Perturbation, bn_loss, leading_directions, n_clean, remembering_layers, span_share,
+    ChannelDrop, FrozenClassifier, InputTap, Perturbation, bn_loss, leading_directions, n_clean, probe_images,
+    remembering_layers, span_share,
 )
 
 # %% ../nbs/reconstruction.ipynb #bb48bb75
@@ -277,7 +274,7 @@ def _check_second_derivative(
     except RuntimeError as e:
         if "derivative" not in str(e): raise
         raise ValueError("the gradient term needs second derivatives, which a layer of the classifier has not "
-                         f"({first_line(e)}): set eta_grad=0") from e
+                         f"({str(e).splitlines()[0].rstrip('.')}): set eta_grad=0") from e
 
 # %% ../nbs/reconstruction.ipynb #6cd2b972
 _RECIPES = ("prior", "paper")

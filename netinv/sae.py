@@ -17,9 +17,8 @@ from fastcore.basics import patch
 from torch import Tensor, nn
 
 from .frozen import FrozenClassifier
-from .metrics import check_features
+from .metrics import Samples, check_features
 from .runs import load_network, save_network
-from .samples import Samples
 
 if TYPE_CHECKING:
     from pandas import DataFrame, Series
