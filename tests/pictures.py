@@ -47,7 +47,7 @@ PICTURES: dict[str, tuple[str, list[str], Callable]] = {  # name: chapter, examp
 def trimmed(png: bytes, margin: int = 8) -> Image.Image:
     "The picture without what is empty on the right and below."
     picture = Image.open(io.BytesIO(png)).convert("RGB")
-    picture = picture.crop((0, 2, *picture.size))  # without the border of JupyterLab's toolbar
+    picture = picture.crop((0, 2, picture.width, picture.height - 4))  # without JupyterLab's borders
     *_, right, bottom = ImageChops.invert(picture).getbbox()
     return picture.crop((0, 0, min(right + margin, picture.width), min(bottom + margin, picture.height)))
 
