@@ -13,6 +13,8 @@ from functools import cache
 from pathlib import Path
 from types import ModuleType
 
+import netinv
+
 # %% ../nbs/moved.ipynb #bc943550
 RENAMED = {
     "InversionWeights": "Inversion in netinv.objective: Inverter(classifier, objective=Inversion(gamma=8))",
@@ -41,7 +43,7 @@ DIVIDED = {
     "widgets": "netinv.studio (InversionStudio, ReconstructionStudio), netinv.explorer (OODExplorer) and netinv.parts",
 }
 
-# %% ../nbs/moved.ipynb #f142bab9
+# %% ../nbs/moved.ipynb #1bc46d7a
 ARGUMENTS = {
     "weights": "objective=Inversion(gamma=8)",
     "perturb": "objective=Reconstruction(perturb=...)",
@@ -51,7 +53,7 @@ ARGUMENTS = {
        for size in ("latent_dim", "width", "dropout", "brightness", "smooth", "stretch")},
 }
 
-# %% ../nbs/moved.ipynb #fba1872c
+# %% ../nbs/moved.ipynb #9294bba1
 def refuse_arguments(
     kind: str,    # the class that was called
     given: dict,  # arguments that it does not have
@@ -66,7 +68,7 @@ def refuse_arguments(
 def homes() -> dict[str, list[str]]:  # name -> rooms that define it, in alphabetical order
     "Every name at the top of a module of netinv, private ones included."
     found = {}
-    for path in sorted(Path(__file__).parent.glob("[a-z]*.py")):
+    for path in sorted(Path(netinv.__file__).parent.glob("[a-z]*.py")):
         tree = ast.parse(path.read_text(encoding="utf-8"))
         for name in _top_names(tree): found.setdefault(name, []).append(path.stem)
     return found
