@@ -21,7 +21,7 @@ from netinv.runner import (
 )
 
 if TYPE_CHECKING:
-    from netinv.inversion import Inverter
+    from netinv import Inverter
 
 # %% ../nbs/cli.ipynb #49c9b0a5
 class _Parser(argparse.ArgumentParser):
@@ -155,7 +155,7 @@ def _add_weights(
     parser: _Parser,
 ) -> None:
     "A flag for each weight of `Inversion`; one that is not given keeps its default."
-    from netinv.objective import Inversion
+    from netinv import Inversion
 
     group = parser.add_argument_group("weights (section 3.3)")
     for term in Inversion.terms:
@@ -222,9 +222,7 @@ def _inverter(
 ) -> "Inverter":
     "The inverter that the arguments of `netinv invert` describe; a `UsageError` where there can be none."
     from netinv.bring import build_model, normaliser
-    from netinv.frozen import FrozenClassifier
-    from netinv.inversion import Inverter
-    from netinv.objective import Inversion
+    from netinv import FrozenClassifier, Inversion, Inverter
 
     try:
         scale = normaliser(args.mean, args.std, args.shape[0])

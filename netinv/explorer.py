@@ -14,9 +14,7 @@ import torch
 from fastcore.basics import patch
 from torch import Tensor
 
-from .data import ImageData
-from .frozen import FrozenClassifier
-from .ood import ood_score
+from . import FrozenClassifier, ImageData, ood_score
 from .parts import ImageGrid, WRAP, figure_png, html_image, png_bytes
 
 # %% ../nbs/explorer.ipynb #49687aa5

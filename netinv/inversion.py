@@ -17,12 +17,10 @@ import torch
 from fastcore.basics import patch
 from torch import Tensor
 
-from .frozen import FrozenClassifier, check_frozen
-from .generator import Generator
-from .loop import Loop
+from .loop import Generator, Loop
 from .objective import Objective, build_objective
 from .runs import Run, fingerprint, load_network, read_config, write_run
-from .samples import Samples, class_accuracy
+from .samples import FrozenClassifier, Samples, check_frozen, class_accuracy
 
 # %% ../nbs/inversion.ipynb #00836fb7
 class Inverter(Loop):

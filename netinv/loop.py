@@ -21,12 +21,13 @@ from torch.optim.swa_utils import AveragedModel
 from .conditioning import Condition, make_conditioning
 from .device import pick_amp
 from .faster import accelerate, together
-from .frozen import ClassifierOutput, FrozenClassifier, check_frozen
 from .generator import Generator, describe_generator, make_generator
 from .moved import refuse_arguments
 from .objective import Inversion, Objective
 from .runs import Log, Run, SYNC_EVERY
-from .samples import Samples, class_accuracy, images_at_once, look, reachable, spread
+from netinv.samples import (
+    ClassifierOutput, FrozenClassifier, Samples, check_frozen, class_accuracy, images_at_once, look, reachable, spread,
+)
 
 # %% ../nbs/loop.ipynb #813e22ca
 class Loop(Run):
