@@ -185,7 +185,7 @@ def _shifted(
 
 # %% ../nbs/classifier.ipynb #3297477a
 def augmented(
-    images: Tensor,        # [M, C, H, W] uint8, the whole set
+    images: Tensor,        # [n, C, H, W] uint8, the whole set
     rows: Tensor,          # [B] int64, which of them to take
     augment: str,          # "none", "shift" or "shift-flip"
     rng: torch.Generator,  # on the device of `images`
@@ -227,8 +227,8 @@ def shuffled_batches(
 
 # %% ../nbs/classifier.ipynb #a2e31af8
 def augmented_batches(
-    images: Tensor,        # [M, C, H, W] uint8, the whole set
-    labels: Tensor,        # [M] int64, on the same device
+    images: Tensor,        # [n, C, H, W] uint8, the whole set
+    labels: Tensor,        # [n] int64, on the same device
     batch_size: int,
     augment: str,          # "none", "shift" or "shift-flip"
     rng: torch.Generator,  # on their device

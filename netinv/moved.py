@@ -13,6 +13,8 @@ from functools import cache
 from pathlib import Path
 from types import ModuleType
 
+import netinv
+
 # %% ../nbs/moved.ipynb #bc943550
 RENAMED = {
     "InversionWeights": "Inversion in netinv.objective: Inverter(classifier, objective=Inversion(gamma=8))",
@@ -41,7 +43,7 @@ DIVIDED = {
     "widgets": "netinv.studio (InversionStudio, ReconstructionStudio), netinv.explorer (OODExplorer) and netinv.parts",
 }
 
-# %% ../nbs/moved.ipynb #f142bab9
+# %% ../nbs/moved.ipynb #cbc740da
 ARGUMENTS = {
     "weights": "objective=Inversion(gamma=8)",
     "perturb": "objective=Reconstruction(perturb=...)",
@@ -51,7 +53,7 @@ ARGUMENTS = {
        for size in ("latent_dim", "width", "dropout", "brightness", "smooth", "stretch")},
 }
 
-# %% ../nbs/moved.ipynb #fba1872c
+# %% ../nbs/moved.ipynb #edfb3782
 def refuse_arguments(
     kind: str,    # the class that was called
     given: dict,  # arguments that it does not have
@@ -63,10 +65,10 @@ def refuse_arguments(
 
 # %% ../nbs/moved.ipynb #f72a9cbb
 @cache
-def homes() -> dict[str, list[str]]:  # name -> rooms that define it, in alphabetical order
+def homes() -> dict[str, list[str]]:  # name -> modules that define it, in alphabetical order
     "Every name at the top of a module of netinv, private ones included."
     found = {}
-    for path in sorted(Path(__file__).parent.glob("[a-z]*.py")):
+    for path in sorted(Path(netinv.__file__).parent.glob("[a-z]*.py")):
         tree = ast.parse(path.read_text(encoding="utf-8"))
         for name in _top_names(tree): found.setdefault(name, []).append(path.stem)
     return found
@@ -85,26 +87,26 @@ def _top_names(
 
 # %% ../nbs/moved.ipynb #d7db57fa
 def now(
-    room: str,  # the module that was asked, such as "netinv.inversion"
-    name: str,  # what it does not have
+    module: str,  # the module that was asked, such as "netinv.inversion"
+    name: str,    # what it does not have
 ) -> str | None:  # None for a name that netinv never had
     "What to write instead of `name`, in one sentence."
     if name in RENAMED: return f"{name} is now {RENAMED[name]}"
     if name in DIVIDED: return f"netinv.{name} is now {DIVIDED[name]}"
     if name in homes():
-        rooms = [f"netinv.{home}" for home in homes()[name]]
-        return f"{name} is now in {' and '.join(rooms)}: from {rooms[0]} import {name}"
+        places = [f"netinv.{home}" for home in homes()[name]]
+        return f"{name} is now in {' and '.join(places)}: from {places[0]} import {name}"
     if f"_{name}" in homes(): return f"{name} is private now: netinv.{homes()[f'_{name}'][0]} keeps it for itself"
 
 # %% ../nbs/moved.ipynb #b88187e0
 def refuse(
-    room: str,  # the module that was asked
-    name: str,  # what it does not have
+    module: str,  # the module that was asked
+    name: str,    # what it does not have
 ) -> None:
     "Raise the error for a missing name, with the sentence about where it is now."
-    sentence = None if name.startswith("__") else now(room, name)
-    if sentence and _is_import(sys._getframe(2)): raise ImportError(sentence, name=room)
-    raise AttributeError(sentence or f"module {room!r} has no attribute {name!r}", name=name)
+    sentence = None if name.startswith("__") else now(module, name)
+    if sentence and _is_import(sys._getframe(2)): raise ImportError(sentence, name=module)
+    raise AttributeError(sentence or f"module {module!r} has no attribute {name!r}", name=name)
 
 # %% ../nbs/moved.ipynb #841c62e4
 def _is_import(frame) -> bool:
@@ -113,18 +115,19 @@ def _is_import(frame) -> bool:
 
 # %% ../nbs/moved.ipynb #109002a2
 class Package(ModuleType):
-    "The class of `netinv` itself, whose rooms know where their names of old went."
+    "The class of `netinv` itself, whose modules know where their names of old went."
     def __setattr__(self, name: str, value: object) -> None:
-        "Called by Python for every room it has loaded, and for everything else that is set."
+        "Called by Python for every module it has loaded, and for everything else that is set."
         if isinstance(value, ModuleType) and value.__name__ == f"{self.__name__}.{name}":
             vars(value).setdefault("__getattr__", lambda asked: refuse(value.__name__, asked))
         super().__setattr__(name, value)
 
 # %% ../nbs/moved.ipynb #28ef5e3a
-class GoneRooms:
+class GoneModules:
     "The last of Python's finders."
     @staticmethod
     def find_spec(name: str, path=None, target=None) -> None:
-        "A `ModuleNotFoundError` with a sentence for the rooms of old."
-        package, _, room = name.rpartition(".")
-        if package == "netinv" and room in DIVIDED: raise ModuleNotFoundError(now(package, room), name=name)
+        "A `ModuleNotFoundError` with a sentence for the modules of old."
+        package, _, module = name.rpartition(".")
+        if package == "netinv" and module in DIVIDED:
+            raise ModuleNotFoundError(now(package, module), name=name)

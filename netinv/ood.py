@@ -53,7 +53,7 @@ def add_output(layer: nn.Module) -> None:
 def _answers(
     model: nn.Module,
     shape: tuple[int, int, int],  # C, H, W
-) -> tuple[FrozenClassifier, Tensor]:  # a frozen copy, and its logits [8, M] for the probe
+) -> tuple[FrozenClassifier, Tensor]:  # a frozen copy, and its logits [8, N'] for the probe
     "A look at a model that is to be trained; a `ValueError` where it returns no logits."
     device = next(model.parameters(), torch.zeros(())).device
     with warnings.catch_warnings():
@@ -259,8 +259,8 @@ def log_probabilities(
     classifier: FrozenClassifier,
     images: Tensor,                  # [n, C, H, W] uint8, or float in [0, 1]
     batch_size: int | None = None,   # images at once; None: see `outputs`
-) -> Tensor:                         # [n, M] float64 on the CPU
-    "Logarithms of the probabilities of all M classes."
+) -> Tensor:                         # [n, N'] float64 on the CPU
+    "Logarithms of the probabilities of all N' classes, garbage included."
     check_frozen(classifier)
     if images.dtype != torch.uint8 and not (0 <= images.amin() and images.amax() <= 1):
         came = f"images are from {images.amin():.3g} to {images.amax():.3g}"
@@ -269,8 +269,8 @@ def log_probabilities(
 
 # %% ../nbs/ood.ipynb #e51f0cc3
 def in_distribution(
-    log_probs: Tensor,          # [n, M] from `log_probabilities`
-    n_classes: int,             # N; the garbage class, where there is one, is the last of M = N + 1
+    log_probs: Tensor,          # [n, N'] from `log_probabilities`
+    n_classes: int,             # N; the garbage class, where there is one, is the last of N' = N + 1
     kind: str = "confidence",   # "confidence": largest probability of a class; "not garbage": all of them together
 ) -> Tensor:                    # [n] float64 log-odds
     "Scores from probabilities; higher is more in-distribution."
@@ -333,9 +333,9 @@ def margins(
 
 # %% ../nbs/ood.ipynb #d18460ab
 def behaviour(
-    log_probs: Tensor,  # [n, M] of in-distribution images
+    log_probs: Tensor,  # [n, N'] of in-distribution images
     labels: Tensor,     # [n] int64
-    n_classes: int,     # N; the garbage class, where there is one, is the last of M = N + 1
+    n_classes: int,     # N; the garbage class, where there is one, is the last of N' = N + 1
 ) -> dict[str, float]:  # each in [0, 1]
     "What a classifier does with in-distribution images: accuracy, share sent to garbage, ECE over 15 bins."
     from torchmetrics.functional.classification import multiclass_calibration_error
