@@ -411,6 +411,11 @@ def keep(self: InversionStudio, side: str) -> None:
         picture = html_image(frame.png, f"kept images {name}")
         self.kept[name].value = f"<b>{name}</b>: step {frame.step}{hits}<br>{', '.join(words)}<br>{picture}"
 
+# %% ../nbs/studio.ipynb #e8f6d20a
+def _below(widget: widgets.Widget) -> list[widgets.Widget]:
+    "A widget and all in it."
+    return [widget, *(inner for child in getattr(widget, "children", ()) for inner in _below(child))]
+
 # %% ../nbs/studio.ipynb #271e80ae
 @patch
 def close(self: InversionStudio) -> None:
@@ -420,11 +425,6 @@ def close(self: InversionStudio) -> None:
         self.pending.clear()
     for widget in _below(self)[1:]: widget.close()
     widgets.VBox.close(self)
-
-# %% ../nbs/studio.ipynb #e8f6d20a
-def _below(widget: widgets.Widget) -> list[widgets.Widget]:
-    "A widget and all in it."
-    return [widget, *(inner for child in getattr(widget, "children", ()) for inner in _below(child))]
 
 # %% ../nbs/studio.ipynb #e908f057
 class ReconstructionStudio(InversionStudio):
