@@ -1,9 +1,9 @@
 """What can only be found out on a CUDA device, in eight minutes, the most telling first.
 
-Each part runs in a process of its own, and each result is in benchmarks/results/gpu as soon as it is there, with the
-names of the device and of the versions: a run that is cut off leaves what it had. A part whose packages or files are
-missing says so and is left out. netinv's smallest set of packages will do (torch, numpy, pandas, safetensors, tqdm and
-fastcore), and without data sets, images are made up.
+Each part runs in a process of its own (of a smoke test all in one), and each result is in benchmarks/results/gpu as
+soon as it is there, with the names of the device and of the versions: a run that is cut off leaves what it had. A part
+whose packages or files are missing says so and is left out. netinv's smallest set of packages will do (torch, numpy,
+pandas, safetensors, tqdm and fastcore), and without data sets, images are made up.
 
     python benchmarks/gpu.py                          # on a CUDA device: 480 seconds at most
     python benchmarks/gpu.py --only correctness steps
@@ -27,8 +27,8 @@ from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parent.parent
 MARK = "@result "  # begins a line of JSON on a part's standard output
-NOTEBOOKS = ("fig2_inversion", "speed", "ood_table", "fig5_reconstruction", "fig3_interpretability", "conditioning",
-             "classifiers", "training", "reconstruction_ablation")
+NOTEBOOKS = ("fig2_inversion", "speed", "ood_table", "fig5_reconstruction", "fig3_interpretability",
+             "which_conditioning", "classifiers", "training", "reconstruction_ablation")
 
 
 class Setting(NamedTuple):
@@ -166,8 +166,9 @@ def resnet(setting: Setting) -> Iterator[dict]:
     from netinv import save_weights
 
     if not find_spec("torchvision"): raise Skipped("torchvision, which builds resnet18, is not installed")
-    save_weights(speed.fresh("resnet18-224"), setting.folder / "resnet18-224.safetensors")
-    yield milliseconds(setting, model="resnet18-224")
+    name = "resnet18-64" if setting.smoke else "resnet18-224"
+    save_weights(speed.fresh(name), setting.folder / f"{name}.safetensors")
+    yield milliseconds(setting, model=name)
 
 
 def reconstruction(setting: Setting) -> Iterator[dict]:
@@ -194,7 +195,7 @@ def rank_auroc(inside, outside) -> float:
 
     scores = torch.cat([inside, outside])
     _, index, counts = scores.unique(return_inverse=True, return_counts=True)
-    ranks = (counts.cumsum(0) - (counts - 1) / 2)[index]  # the mean rank of ties
+    ranks = (counts.cumsum(0) - (counts.double() - 1) / 2)[index]  # the mean rank of ties
     return ((ranks[: len(inside)].sum() - len(inside) * (len(inside) + 1) / 2) / (len(inside) * len(outside))).item()
 
 
@@ -203,19 +204,19 @@ def ood(setting: Setting) -> Iterator[dict]:
     import torch
 
     from checks import generated
-    from netinv import ood_score, train_with_garbage
+    from netinv import FrozenClassifier, ood_score, train_with_garbage
 
     data = mnist(10_000, setting.smoke)
     strange = generated(2_000 if not setting.smoke else 40).test.images
     if data.name.startswith("generated"): strange = strange.flip(-1, -2)
     began = time.perf_counter()
     few = dict(epochs=1, inverted=20) if setting.smoke else dict(epochs=8)
-    model = train_with_garbage(data, progress=False, **few)
+    model = FrozenClassifier(train_with_garbage(data, progress=False, **few), shape=data.shape)
     taken = time.perf_counter() - began
     noise = torch.randint(256, strange.shape, dtype=torch.uint8, device=strange.device)
-    inside = ood_score(model, data.test.images[:2_000])
-    outside = {"shapes": strange, "noise": noise}
-    areas = {name: rank_auroc(inside, ood_score(model, images)) for name, images in outside.items()}
+    n, outside = len(data.classes), {"shapes": strange, "noise": noise}
+    inside = ood_score(model, data.test.images[:2_000], n_classes=n)
+    areas = {name: rank_auroc(inside, ood_score(model, images, n_classes=n)) for name, images in outside.items()}
     yield {"data": data.name, "seconds": taken, "AUROC": areas} | few
 
 
@@ -268,22 +269,17 @@ def machine() -> dict:
     return {"device": device, **versions, "netinv": netinv.__version__}
 
 
-def say(result: dict) -> None:
-    "To whoever started this process."
-    print(MARK + json.dumps(result), flush=True)
-
-
-def run_part(name: str, setting: Setting) -> None:
-    "In the process of the part: everything it finds, as lines on standard output."
+def results_here(name: str, setting: Setting) -> Iterator[dict]:
+    "Everything that a part finds, in this process."
     common = machine() | {"smoke": setting.smoke}
-    say(common)
+    yield common
     try:
-        for found in PARTS[name].work(setting): say(common | {"result": found})
-    except Skipped as e: say(common | {"skipped": str(e)})
+        for found in PARTS[name].work(setting): yield common | {"result": found}
+    except Skipped as e: yield common | {"skipped": str(e)}
 
 
-def results_of(name: str, setting: Setting, device: str) -> Iterator[dict]:
-    "Start the part's process, and hand on what it says; at the end, whether it was cut off or failed."
+def results_apart(name: str, setting: Setting, device: str) -> Iterator[dict]:
+    "The same in a process of its own; at the end, whether it was cut off or failed."
     limit = min(PARTS[name].limit, setting.seconds)
     told = ["--part", name, "--device", device, "--folder", str(setting.folder), "--budget", str(limit)]
     command = [sys.executable, __file__, *told, *["--smoke"] * setting.smoke]
@@ -333,10 +329,11 @@ def summary(name: str, kept: dict) -> str:
         if word in kept: return f"{name}: {word}, {kept[word].strip().splitlines()[-1]}"
     result = kept.get("result", {})
     bar = f", wanted {result['bar']}" if "bar" in result else ""
-    verdict = {True: ", met", False: ", NOT MET"}.get(result.get("met"), "")
-    plain = {k: v for k, v in result.items() if isinstance(v, (int, float, str)) and k not in ("bar", "met")}
-    numbers = "  ".join(f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in plain.items())
-    return f"{name}: {numbers}{bar}{verdict}"
+    verdict = "" if kept.get("smoke") and bar else {True: ", met", False: ", NOT MET"}.get(result.get("met"), "")
+    short = {k: v.get("median", v) if isinstance(v, dict) else v for k, v in result.items() if k not in ("bar", "met")}
+    show = lambda value: f"{value:.4g}" if isinstance(value, float) else str(value)
+    numbers = "  ".join(f"{k} {show(v)}" for k, v in short.items() if not isinstance(v, list))
+    return f"{name}: {numbers[:300]}{bar}{verdict}"
 
 
 def main() -> int:
@@ -354,7 +351,8 @@ def main() -> int:
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))  # for kernels
     if args.device == "cpu": os.environ["CUDA_VISIBLE_DEVICES"] = ""
     if args.part:
-        run_part(args.part, Setting(args.smoke, args.folder, args.budget))
+        setting = Setting(args.smoke, args.folder, args.budget)
+        for result in results_here(args.part, setting): print(MARK + json.dumps(result), flush=True)
         return 0
     if not args.smoke and not has_cuda():
         parser.error("there is no CUDA device here: --device cpu --smoke tries the script itself")
@@ -366,7 +364,8 @@ def main() -> int:
                 print(f"{name}: no time left", flush=True)
                 continue
             began, kept = time.monotonic(), {}
-            for kept in results_of(name, Setting(args.smoke, Path(folder), left), args.device):
+            setting = Setting(args.smoke, Path(folder), left)
+            for kept in results_here(name, setting) if args.smoke else results_apart(name, setting, args.device):
                 about = {"part": name, "about": PARTS[name].work.__doc__}
                 write(args.out / f"{name}.json", about | kept | {"took": time.monotonic() - began})
             failed |= "failed" in kept or kept.get("result", {}).get("met") is False and name == "correctness"

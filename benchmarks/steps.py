@@ -18,27 +18,29 @@ from pathlib import Path
 
 SETS = {"mnist": (1, 28, 28), "cifar10": (3, 32, 32)}
 
-TRAIN = """
-import sys
+DOORS = """
+import json, sys, time, statistics, torch
+from pathlib import Path
+import netinv
+if (Path(netinv.__file__).parent / "frozen.py").exists():  # not by trying: another checkout may be installed
+    from netinv.bring import load_weights, save_weights
+    from netinv.frozen import FrozenClassifier
+else:
+    from netinv.classifier import FrozenClassifier, load_weights, save_weights
+"""  # understood by checkouts before and after the rooms were divided
+
+TRAIN = DOORS + """
 from netinv.data import first_available, load_data
 from netinv.classifier import train_classifier
-try: from netinv.bring import save_weights
-except ImportError: from netinv.classifier import save_weights
 name, path, size, epochs = sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
 found = first_available(name, "digits") if name == "mnist" else name
 data = load_data(found, train_size=None if found == "digits" else size)
 save_weights(train_classifier(data, epochs=epochs, progress=False), path)
-"""  # understood by checkouts before and after the rooms were divided
+"""
 
-MEASURE = """
-import json, sys, time, statistics, torch
+MEASURE = DOORS + """
 from netinv.classifier import CNN
 from netinv.inversion import Inverter
-try:
-    from netinv.bring import load_weights
-    from netinv.frozen import FrozenClassifier
-except ImportError:
-    from netinv.classifier import FrozenClassifier, load_weights
 path, shape, steps, images = sys.argv[1], tuple(json.loads(sys.argv[2])), int(sys.argv[3]), int(sys.argv[4])
 
 def seconds(work):

@@ -1,8 +1,8 @@
 """Network inversion: what a trained classifier accepts, whether it knows what it does not know, what its weights give away.
 
 The names that people need lie here, and each is loaded when it is first asked for: `from netinv import Inverter`.
-All others are in the rooms, such as `netinv.losses`."""
-__version__ = "0.1.0"
+All others are in the modules, such as `netinv.losses`."""
+__version__ = "0.2.0"
 
 import sys
 from importlib import import_module
@@ -33,7 +33,7 @@ _ROOM_OF["LiteralGenerator"] = "baselines"  # not for people: saved runs name th
 
 
 def __getattr__(name: str) -> object:
-    "One of `__all__`, from its room; a sentence about where it is now for a name of old."
+    "One of `__all__`, from its module; a sentence about where it is now for a name of old."
     if name not in _ROOM_OF: moved.refuse("netinv", name)
     value = globals()[name] = getattr(import_module(f"netinv.{_ROOM_OF[name]}"), name)
     return value
@@ -44,4 +44,4 @@ def __dir__() -> list[str]:
 
 
 sys.modules[__name__].__class__ = moved.Package
-sys.meta_path.append(moved.GoneRooms)
+sys.meta_path.append(moved.GoneModules)

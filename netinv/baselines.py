@@ -19,15 +19,13 @@ from fastcore.meta import delegates
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from .conditioning import Condition, Conditioning
 from .device import pick_amp
-from .frozen import FrozenClassifier, check_frozen
-from .generator import Drawing
+from .generator import Condition, Conditioning, Drawing
 from .inversion import Inverter
 from .losses import variation_loss
 from .objective import Inversion
-from .samples import Samples, class_accuracy, look, reachable, spread
-from .traces import InputTap, bn_loss, remembering_layers
+from .samples import Samples, check_frozen, class_accuracy, look, reachable, spread
+from .traces import FrozenClassifier, InputTap, bn_loss, remembering_layers
 
 # %% ../nbs/baselines.ipynb #461d56fc
 def descend_pixels(

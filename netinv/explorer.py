@@ -14,9 +14,7 @@ import torch
 from fastcore.basics import patch
 from torch import Tensor
 
-from .data import ImageData
-from .frozen import FrozenClassifier
-from .ood import ood_score
+from . import FrozenClassifier, ImageData, ood_score
 from .parts import ImageGrid, WRAP, figure_png, html_image, png_bytes
 
 # %% ../nbs/explorer.ipynb #49687aa5
@@ -98,7 +96,7 @@ def show(self: OODExplorer) -> None:
     "Histograms, confusion and images for the present threshold."
     scores, threshold = self.scores[self.which.value], self.threshold.value
     alt = f"histograms of the scores of {' and '.join(self.names)}, and the threshold"
-    self.plot.value = html_image(histograms(scores, self.names, threshold), alt)
+    self.plot.value = html_image(histograms(scores, self.names, threshold), alt, pixels=False)
     self.table.value = confusion(scores, self.names, threshold)
     wrong = (scores[0] < threshold, scores[1] >= threshold)
     worst = (scores[0].argsort(), scores[1].argsort(descending=True))

@@ -16,10 +16,8 @@ import torch.nn.functional as F
 from fastcore.basics import patch
 from torch import Tensor, nn
 
-from .conditioning import Condition
-from .device import borrowed_rng
-from .frozen import FrozenClassifier, LayerCall, _same, layer_calls, probe_images
-from .generator import Blur, Dropout, Generator, Join, LastDoubling
+from .frozen import FrozenClassifier, LayerCall, _same, borrowed_rng, layer_calls, probe_images
+from .generator import Blur, Condition, Dropout, Generator, Join, LastDoubling
 from .losses import full_precision
 
 # %% ../nbs/faster.ipynb #0378ad41

@@ -24,8 +24,9 @@ from torch.nn.utils import parametrize, prune
 from torch.nn.utils.spectral_norm import SpectralNorm, remove_spectral_norm
 from torch.nn.utils.weight_norm import WeightNorm, remove_weight_norm
 
-from .classifier import are_probabilities, as_logits, check_logits, check_sizes, first_line, run_classifier
-from .device import borrowed_rng, pick_device
+from netinv.classifier import (
+    are_probabilities, as_logits, borrowed_rng, check_logits, check_sizes, first_line, pick_device, run_classifier,
+)
 
 # %% ../nbs/frozen.ipynb #5f1fd507
 def probe_images(

@@ -26,9 +26,7 @@ from torch import Tensor
 from .data import image_grid, to_float
 from .files import write_atomic
 from .frozen import FrozenClassifier
-from .losses import unit_rows
-from .metrics import check_features
-from .samples import Samples
+from .metrics import Samples, check_features
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -386,7 +384,7 @@ def direction_components(
     "The first eight principal components of the directions of features; a `ValueError` for fewer than 20 samples."
     from sklearn.decomposition import PCA
 
-    x = unit_rows(check_features(features, least=20, vary=True)).numpy()
+    x = F.normalize(check_features(features, least=20, vary=True)).numpy()
     return PCA(min(8, x.shape[1]), svd_solver="full").fit_transform(x)
 
 # %% ../nbs/interpretability.ipynb #e2ccc14d

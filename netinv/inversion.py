@@ -17,13 +17,10 @@ import torch
 from fastcore.basics import patch
 from torch import Tensor
 
-from .files import load_tensors
-from .frozen import FrozenClassifier, check_frozen
-from .generator import Dropout, Generator
-from .loop import Loop
+from .loop import Generator, Loop
 from .objective import Objective, build_objective
-from .runs import Run, fingerprint, read_config, write_run
-from .samples import Samples, class_accuracy
+from .runs import Run, fingerprint, load_network, read_config, write_run
+from .samples import FrozenClassifier, Samples, check_frozen, class_accuracy
 
 # %% ../nbs/inversion.ipynb #00836fb7
 class Inverter(Loop):
@@ -41,13 +38,14 @@ def adjust(
     "Change settings from the next step on; None leaves one as it is."
     if dropout is not None and not 0 <= dropout < 1:
         raise ValueError(f"dropout is {dropout}: expected a share from 0 up to, not including, 1")
+    if dropout is not None and self.generators[0].dropout is None:
+        raise ValueError(f"dropout is {dropout}, and the generator has no netinv.generator.Dropout: leave dropout out")
     for name, value in (("temperature", temperature), ("lr", lr)):
         if value is not None and not value > 0: raise ValueError(f"{name} is {value}: expected a number above 0")
     self.config |= {name: v for name, v in (("temperature", temperature), ("lr", lr)) if v is not None}
     if dropout is not None:
         self.config["generator"] = self.config["generator"] | {"dropout": dropout}
-        for module in (*self.generators.modules(), *self.averaged.modules()):
-            if isinstance(module, Dropout): module.p = dropout
+        for generator in (*self.generators, *self.averaged.module): generator.dropout = dropout
     if temperature is not None: self.conditioning.temperature = temperature
     if lr is not None: self.optimizers[0].param_groups[0]["lr"] = lr
 
@@ -160,7 +158,7 @@ def load(
     else: objective.update(**weights, **of_objective)
     factory = _factory(drawn_by, generator, folder)
     inverter = cls(classifier, objective=objective, generator=factory, **config, **settings)
-    drawn_with, _ = load_tensors(path := Path(folder) / "generator.safetensors")
+    drawn_with, _ = load_network(path := Path(folder) / "generator.safetensors", "generator")
     if "answers" in drawn_with: _check_answers(classifier, drawn_with.pop("answers"), path)
     for modules in (inverter.generators, inverter.averaged.module): modules.load_state_dict(drawn_with)
     return inverter

@@ -13,9 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .data import Split, split_off, to_float
-from .frozen import FrozenClassifier, check_frozen
 from .metrics import manifold_scores
-from .samples import Samples, look
+from .samples import FrozenClassifier, Samples, check_frozen, look
 
 # %% ../nbs/leaks.ipynb #c7bd9708
 def centred_rows(

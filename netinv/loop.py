@@ -21,11 +21,13 @@ from torch.optim.swa_utils import AveragedModel
 from .conditioning import Condition, make_conditioning
 from .device import pick_amp
 from .faster import accelerate, together
-from .frozen import ClassifierOutput, FrozenClassifier, check_frozen
 from .generator import Generator, describe_generator, make_generator
+from .moved import refuse_arguments
 from .objective import Inversion, Objective
 from .runs import Log, Run, SYNC_EVERY
-from .samples import Samples, class_accuracy, images_at_once, look, reachable, spread
+from netinv.samples import (
+    ClassifierOutput, FrozenClassifier, Samples, check_frozen, class_accuracy, images_at_once, look, reachable, spread,
+)
 
 # %% ../nbs/loop.ipynb #813e22ca
 class Loop(Run):
@@ -46,7 +48,9 @@ class Loop(Run):
         seed: int = 0,                         # repeats the run on the same machine
         amp: str = "auto",                     # "auto", "bf16" or "off"
         folded: bool = True,                   # whether the classifier may run folded
+        **others,                              # none; arguments of 0.1.0 are told what they are called now
     ):
+        refuse_arguments(type(self).__name__, others)
         check_frozen(classifier)
         self.classifier, self.device, self.amp = classifier, classifier.device, pick_amp(amp, classifier.device)
         classes = None if classes is None else _whole_numbers("classes", classes)
@@ -54,7 +58,7 @@ class Loop(Run):
         self.objective, self.batch_size, seed = objective or Inversion(), batch_size, int(seed)
         self.target = classifier.folded() if folded and not self.objective.watches else classifier
         self.objective.prepare(classifier, self.amp)
-        factory = generator or self.objective.generator()
+        factory = generator or self.objective.generator() or Generator.sized()
         self.conditioning = make_conditioning(
             conditioning, classifier.n_classes, temperature=temperature, side=min(classifier.shape[1:]),
             classes=reachable(classifier, classes))
@@ -95,7 +99,8 @@ def _build(self: Loop, factory: Callable, seeds: list[int]) -> None:
 def average(self: Loop) -> None:
     "Move the running mean of weights and buffers on; the first step is its beginning."
     keep, mean = self.config["averaging"] if self.step else 0.0, self.averaged.module
-    pairs = list(zip((*mean.parameters(), *mean.buffers()), (*self.generators.parameters(), *self.generators.buffers())))
+    tensors = lambda network: (*network.parameters(), *network.buffers())
+    pairs = list(zip(tensors(mean), tensors(self.generators)))
     numbers = [pair for pair in pairs if pair[0].is_floating_point()]
     torch._foreach_lerp_(*map(list, zip(*numbers)), 1 - keep)
     for ours, theirs in pairs:

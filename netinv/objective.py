@@ -21,7 +21,6 @@ from torch import Tensor
 
 from .conditioning import Condition
 from .frozen import ClassifierOutput, FrozenClassifier
-from .generator import Generator
 from .losses import ce_loss, cosine_loss, kl_loss, ortho_loss
 
 # %% ../nbs/objective.ipynb #2e96d540
@@ -174,9 +173,8 @@ def watching(self: Objective, rngs: list[torch.Generator]) -> AbstractContextMan
     return nullcontext()
 
 @patch
-def generator(self: Objective) -> Callable:
-    "A factory of generators that these terms do well with."
-    return Generator.sized()
+def generator(self: Objective) -> Callable | None:
+    "A factory of generators that these terms do well with; None for the usual one."
 
 # %% ../nbs/objective.ipynb #9e0cbf49
 @patch(as_prop=True)

@@ -16,11 +16,9 @@ import torch.nn.functional as F
 from fastcore.basics import patch
 from torch import Tensor, nn
 
-from .data import to_float
 from .frozen import FrozenClassifier
-from .metrics import check_features
+from .metrics import Samples, check_features
 from .runs import load_network, save_network
-from .samples import Samples
 
 if TYPE_CHECKING:
     from pandas import DataFrame, Series
@@ -252,7 +250,7 @@ def top_images(
     for s in sets:
         z = sae.encode(s.features)[:, latents].cpu()  # [n, latents]
         best = z.topk(min(per_latent, len(z)), 0)
-        images = (s.images if s.images.is_floating_point() else to_float(s.images)).cpu()
+        images = s.floats.cpu()
         found = images[best.indices] * (best.values > 0)[..., None, None, None]
         columns.append(F.pad(found, (0, 0) * 4 + (0, per_latent - len(found))))
     return torch.cat(columns).transpose(0, 1).flatten(0, 1)

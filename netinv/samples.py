@@ -33,6 +33,11 @@ class Samples:
         "Whether the classifier answers the label."
         return (self.probs.argmax(1) == self.labels) & self.probs.isfinite().all(1)
 
+    @property
+    def floats(self) -> Tensor:  # [n, C, H, W] float in [0, 1]
+        "The images as numbers that a classifier takes."
+        return self.images if self.images.is_floating_point() else to_float(self.images)
+
     def _each(self, change) -> "Samples":
         "The same change made to every field there is."
         values = [getattr(self, field.name) for field in fields(self)]

@@ -19,17 +19,11 @@ import torch
 from fastcore.basics import patch
 from torch import Tensor
 
-from .data import ImageData, to_float
-from .frozen import FrozenClassifier
-from .generator import Dropout
-from .inversion import Inverter
-from .objective import Inversion, Objective
+from . import FrozenClassifier, ImageData, Inversion, Inverter, Objective, Reconstruction, Samples
 from netinv.parts import (
     Controls, CopyText, Curves, ImageGrid, LiveLoop, RUN_SETTINGS, WRAP, accuracy_bars, button, control, html_image,
     nearest_images, png_bytes,
 )
-from .reconstruction import Reconstruction
-from .samples import Samples
 
 # %% ../nbs/studio.ipynb #484d5f22
 class Workbench:
@@ -59,7 +53,7 @@ class Workbench:
         run = {"dropout": dropout, "temperature": temperature, "conditioning": conditioning, "seed": seed}
         self.settings = self.objective.numbers | run
         self.inverter = self.build()
-        self.settings["dropout"] = dropout_of(self.inverter)
+        self.settings["dropout"] = self.inverter.generators[0].dropout
         if self.settings["dropout"] is None: del self.settings["dropout"]
         self.class_names = list(data.classes) if data else [str(k) for k in range(classifier.n_classes)]
         self.pending, self.moments, self.interval = deque(), deque(maxlen=20), 0.25
@@ -77,21 +71,13 @@ def rows_by_name(objective: Objective) -> dict:  # name: Term or Setting
         raise ValueError(f"the objective has a row {taken[0]!r}, which is a setting of every run: give it another name")
     return {row.name: row for row in objective.rows} | own
 
-# %% ../nbs/studio.ipynb #9cee84ba
-def dropout_of(inverter: Inverter) -> float | None:
-    "The share that the generators drop, or None where they have no `Dropout`."
-    return next((layer.p for layer in inverter.generators.modules() if isinstance(layer, Dropout)), None)
-
 # %% ../nbs/studio.ipynb #f85bd42f
 @patch
 def build(self: Workbench) -> Inverter:
     "A fresh inverter with the present settings."
     run = {name: self.settings[name] for name in ("temperature", "conditioning", "seed")}
     inverter = Inverter(self.classifier, objective=self.objective, generator=self.generator, **run, **self.fixed)
-    if (dropout := self.settings.get("dropout")) is None: return inverter
-    if dropout_of(inverter) is None:
-        raise ValueError(f"dropout is {dropout}, and the generator has no netinv.generator.Dropout: leave dropout out")
-    inverter.adjust(dropout=dropout)
+    inverter.adjust(dropout=self.settings.get("dropout"))
     return inverter
 
 # %% ../nbs/studio.ipynb #8dcaf504
@@ -327,7 +313,8 @@ def show(self: InversionStudio, frame: Frame) -> None:
         self.grid.alt = f"images that the classifier takes for {classes}, at step {frame.step}"
         self.grid.png = frame.png
     self.bars.value = accuracy_bars(self.class_names, frame.accuracy)
-    self.curves.value = html_image(frame.curves, "curves of the terms and of the inversion accuracy over the steps")
+    alt = "curves of the terms and of the inversion accuracy over the steps"
+    self.curves.value = html_image(frame.curves, alt, pixels=False)
     known, worst = frame.overall == frame.overall, frame.accuracy.nan_to_num(1).min()
     accuracy = f" · inversion accuracy <b>{frame.overall:.1%}</b>, worst class {worst:.0%}" if known else ""
     words = ", ".join(self.in_words(self.settings).values())
@@ -424,6 +411,11 @@ def keep(self: InversionStudio, side: str) -> None:
         picture = html_image(frame.png, f"kept images {name}")
         self.kept[name].value = f"<b>{name}</b>: step {frame.step}{hits}<br>{', '.join(words)}<br>{picture}"
 
+# %% ../nbs/studio.ipynb #e8f6d20a
+def _below(widget: widgets.Widget) -> list[widgets.Widget]:
+    "A widget and all in it."
+    return [widget, *(inner for child in getattr(widget, "children", ()) for inner in _below(child))]
+
 # %% ../nbs/studio.ipynb #271e80ae
 @patch
 def close(self: InversionStudio) -> None:
@@ -433,11 +425,6 @@ def close(self: InversionStudio) -> None:
         self.pending.clear()
     for widget in _below(self)[1:]: widget.close()
     widgets.VBox.close(self)
-
-# %% ../nbs/studio.ipynb #e8f6d20a
-def _below(widget: widgets.Widget) -> list[widgets.Widget]:
-    "A widget and all in it."
-    return [widget, *(inner for child in getattr(widget, "children", ()) for inner in _below(child))]
 
 # %% ../nbs/studio.ipynb #e908f057
 class ReconstructionStudio(InversionStudio):
@@ -450,7 +437,7 @@ class ReconstructionStudio(InversionStudio):
         if self.data is None: return frame
         train = self.data.train.images
         near = nearest_images(frame.samples.images.to(train.device), train)[0]
-        frame.nearest = png_bytes(to_float(train[near]).cpu(), frame.columns)
+        frame.nearest = png_bytes(train[near].cpu(), frame.columns)
         return frame
 
     def show(self, frame: Frame) -> None:

@@ -15,8 +15,7 @@ import torch.nn.functional as F
 from fastcore.basics import patch
 from torch import Tensor, nn
 
-from .faster import ChannelMoments
-from .frozen import FrozenClassifier, layer_calls, probe_images
+from .faster import ChannelMoments, FrozenClassifier, layer_calls, probe_images
 from .losses import full_precision
 
 # %% ../nbs/traces.ipynb #cc5c30d9

@@ -2,12 +2,14 @@
 
     python tests/pictures.py studio sliders explorer
 """
+import io
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from browser import FLAGS, ROOT, chromium_path
+from PIL import Image, ImageChops
 from playwright.sync_api import sync_playwright
 from test_studio import button, jupyterlab, of_chapter, status, step, wait_until
 
@@ -42,6 +44,14 @@ PICTURES: dict[str, tuple[str, list[str], Callable]] = {  # name: chapter, examp
     "explorer": ("explorer", EXPLORER, settle)}
 
 
+def trimmed(png: bytes, margin: int = 8) -> Image.Image:
+    "The picture without what is empty on the right and below."
+    picture = Image.open(io.BytesIO(png)).convert("RGB")
+    picture = picture.crop((0, 2, picture.width, picture.height - 4))  # without JupyterLab's borders
+    *_, right, bottom = ImageChops.invert(picture).getbbox()
+    return picture.crop((0, 0, min(right + margin, picture.width), min(bottom + margin, picture.height)))
+
+
 def take(name: str, browser) -> None:
     "Write nbs/images/NAME.png."
     chapter, examples, act = PICTURES[name]
@@ -49,8 +59,10 @@ def take(name: str, browser) -> None:
         notebook = of_chapter(chapter, Path(folder), *examples)
         with jupyterlab(notebook, browser, Path(folder)) as page:
             act(page)
-            shown = page.locator(".jp-OutputArea-output .widget-vbox").first
-            shown.screenshot(path=ROOT / f"nbs/images/{name}.png")
+            page.add_style_tag(content=".jp-Cell-inputWrapper { display: none }")
+            page.wait_for_timeout(2_000)  # for the page to come to rest
+            shown = page.locator(".jp-OutputArea-output .widget-vbox").first.screenshot()
+            trimmed(shown).save(ROOT / f"nbs/images/{name}.png", optimize=True)
 
 
 def main() -> None:

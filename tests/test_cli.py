@@ -1,6 +1,8 @@
 "The command line, from outside where a process of its own matters and from inside where it does not."
+import json
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -12,8 +14,8 @@ import pytest
 import yaml
 from clones import clone, injected, write_notebook  # noqa: F401: clone is a fixture
 
-from netinv.cli import SETTINGS, main
-from netinv.runner import notebooks
+from netinv.cli import SETTINGS, main, print_classes
+from netinv.runner import find_notebook, notebooks
 
 ROOT = Path(__file__).resolve().parent.parent
 COMMAND = [sys.executable, "-c", "from netinv.cli import main; raise SystemExit(main())"]
@@ -207,6 +209,24 @@ def test_the_weights_of_invert_come_from_the_table() -> None:
         assert term.says in line and line.endswith(f"({term.default:g})")
 
 
+def shown_commands() -> list[str]:
+    "Every command `netinv run` or `netinv invert` in the code blocks of the pages."
+    cells = [cell for path in notebooks(ROOT).values() for cell in json.loads(path.read_text())["cells"]]
+    prose = "\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "markdown")
+    blocks = "\n".join(re.findall(r"```sh\n(.*?)```", prose, re.DOTALL)).replace("\\\n", " ")
+    return re.findall(r"^(?:\S*/)?netinv ((?:run|invert) .*)$", blocks, re.MULTILINE)
+
+
+def test_commands_on_the_pages_can_be_parsed() -> None:
+    from netinv.cli import build_parser
+
+    commands = shown_commands()
+    assert len(commands) > 3 and {command.split()[0] for command in commands} == {"run", "invert"}
+    for command in commands:
+        args = build_parser().parse_args(shlex.split(command, comments=True))
+        if "notebook" in args: find_notebook(args.notebook, ROOT)
+
+
 def test_a_new_term_is_a_new_flag(monkeypatch: pytest.MonkeyPatch) -> None:
     from netinv.cli import build_parser
     from netinv.objective import Inversion, Term
@@ -224,6 +244,15 @@ def test_the_defaults_in_the_help_are_those_of_the_inverter() -> None:
     for name in set(SETTINGS) - {"classes"}:
         (line,) = [line for line in lines if line.split()[:1] == [f"--{name}"]]
         assert line.endswith(f"({defaults[name].default})"), line
+
+
+def test_95_hits_of_100_are_95_percent(capsys: pytest.CaptureFixture[str]) -> None:
+    import torch
+
+    share = float(torch.tensor(0.95))
+    assert share < 0.95
+    print_classes([1.0, share, 0.94, None], unreachable=[])
+    assert "below 95%: 2\n" in capsys.readouterr().out
 
 
 CLASSIFIER = """

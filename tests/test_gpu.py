@@ -76,8 +76,7 @@ def test_notebook_on_a_gpu(stem: str, tmp_path: Path) -> None:
 
 
 def test_bars_are_for_notebooks_that_exist() -> None:
-    assert set(BARS) <= set(NOTEBOOKS) and {f"experiments/{stem}" for stem in gpu.NOTEBOOKS} <= {
-        str(path.relative_to(ROOT / "nbs").with_suffix("")) for path in NOTEBOOKS.values()}
+    assert set(BARS) <= set(NOTEBOOKS) and set(gpu.NOTEBOOKS) <= set(NOTEBOOKS)
 
 
 def run_script(out: Path, *arguments: str) -> subprocess.CompletedProcess:
@@ -87,7 +86,7 @@ def run_script(out: Path, *arguments: str) -> subprocess.CompletedProcess:
 
 
 def test_the_script_for_a_gpu_runs_here(tmp_path: Path) -> None:
-    parts = [name for name in gpu.PARTS if name not in ("correctness", "resnet", "notebooks")]  # tested above, or slow
+    parts = [name for name in gpu.PARTS if name not in ("correctness", "notebooks")]  # which other tests run
     done = run_script(tmp_path, "--smoke", "--only", *parts)
     assert done.returncode == 0, done.stdout + done.stderr
     assert {path.stem for path in tmp_path.glob("*.json")} == set(parts)
@@ -96,9 +95,19 @@ def test_the_script_for_a_gpu_runs_here(tmp_path: Path) -> None:
         assert kept["result"] and kept["torch"] == torch.__version__ and not {"failed", "cut off"} & set(kept), kept
 
 
+def test_a_part_has_a_process_of_its_own(tmp_path: Path) -> None:
+    found = list(gpu.results_apart("classifier", gpu.Setting(True, tmp_path, 300.0), "cpu"))
+    assert found[0]["torch"] == torch.__version__ and found[-1]["result"]["data"] == "generated-200"
+    assert (tmp_path / "mnist.safetensors").exists()
+
+
+def test_a_part_that_fails_says_why(tmp_path: Path) -> None:
+    last = list(gpu.results_apart("steps", gpu.Setting(True, tmp_path, 300.0), "cpu"))[-1]  # without a classifier
+    assert "FileNotFoundError" in last["failed"] and "failed" in gpu.summary("steps", last)
+
+
 def test_a_part_that_takes_too_long_leaves_what_it_had(tmp_path: Path) -> None:
-    folder = gpu.Setting(True, tmp_path, 0.0)
-    last = list(gpu.results_of("classifier", folder, "cpu"))[-1]
+    last = list(gpu.results_apart("classifier", gpu.Setting(True, tmp_path, 0.0), "cpu"))[-1]
     assert last["cut off"] == "after 0 seconds" and "failed" not in last
 
 

@@ -58,6 +58,15 @@ def test_long_lines_are_found_in_code_and_prose(tmp_path: Path) -> None:
     assert "a line of 137 characters (at most 120): '# xx xx" in faults[0]
 
 
+def test_an_import_among_other_code_is_found(tmp_path: Path) -> None:
+    mixed = cell("import math\nx = math.pi")
+    fine = [cell("#| export\nimport math\nx = math.pi"), cell("import math"), cell("#| hide\nimport math\nx = math.pi"),
+            cell("def f():\n    import math\n    return math.pi")]
+    (fault,) = check_notebooks.mixed_imports(notebook(tmp_path, [*fine, mixed]))
+    assert fault == "nbs/x.ipynb, cell 5: move 'import math' to a cell without other code, like the hidden one"
+    assert not check_notebooks.mixed_imports(notebook(tmp_path, [mixed]))  # a page that exports nothing
+
+
 def test_figures_of_a_small_house(tmp_path: Path) -> None:
     cells = [cell("# Title", "markdown"), cell(EXPORT), cell("f(1)"), cell("#| export\ndef g(): pass"),
              cell("#| export\ndef h(): pass"), RESULTS["figure"]]

@@ -1,17 +1,21 @@
 """Fail if the notebooks and what is made from them have drifted apart, or a notebook breaks a rule of the house.
 
-Four things are checked: `nbdev_export` has nothing left to write into netinv/, `nbdev_clean` has nothing left to clean
-in nbs/, at most four export cells stand in a row without a result that readers see, and no line is longer than 120
-characters. The export is left in place, since that is what the author forgot; cleaning is tried on a copy.
+Five things are checked: `nbdev_export` has nothing left to write into netinv/, `nbdev_clean` has nothing left to clean
+in nbs/, at most four export cells stand in a row without a result that readers see, no line is longer than 120
+characters, and imports stand in cells of their own. The export is left in place, since that is what the author forgot;
+cleaning is tried on a copy.
 
-    python tools/check_notebooks.py --rules    # the last two alone, which take no time"""
+    python tools/check_notebooks.py --rules    # the last three alone, which take no time"""
+import ast
+import re
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from house import IN_A_ROW, LONGEST, code_lines, is_too_long, notebooks, runs_without_result, source
+from house import (IN_A_ROW, LONGEST, code_lines, has_directive, is_export, is_too_long, notebooks, runs_without_result,
+                   source)
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -65,8 +69,24 @@ def long_lines(root: Path = ROOT) -> list[str]:
             for line in source(cell).splitlines() if is_too_long(line, cell["cell_type"])]
 
 
+def mixed_imports(root: Path = ROOT) -> list[str]:
+    "Cells that import and do something else: the site's builder runs cells with imports, and not what comes before."
+    found = []
+    for path, cells in notebooks(root).items():
+        if not any(is_export(cell) for cell in cells): continue  # of the others it runs nothing
+        for number, cell in enumerate(cells, 1):
+            if cell["cell_type"] != "code" or is_export(cell) or has_directive(cell, "hide"): continue
+            nodes = ast.parse(re.sub(r"^\s*[%!].*$", "", source(cell), flags=re.MULTILINE)).body
+            imports = [n for node in nodes for n in ast.walk(node) if isinstance(n, (ast.Import, ast.ImportFrom))]
+            works = [n for n in nodes if not isinstance(n, (ast.Import, ast.ImportFrom, ast.FunctionDef, ast.ClassDef))]
+            if imports and works:
+                line = ast.unparse(imports[0])
+                found.append(f"{path}, cell {number}: move {line!r} to a cell without other code, like the hidden one")
+    return found
+
+
 def main() -> int:
-    faults = unseen() + long_lines()
+    faults = unseen() + long_lines() + mixed_imports()
     if "--rules" not in sys.argv:
         stale, untidy = stale_modules(), untidy_notebooks()
         if stale: faults.append(f"netinv/ was behind nbs/: commit what nbdev_export has written: {', '.join(stale)}")
