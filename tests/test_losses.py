@@ -10,7 +10,7 @@ from hypothesis.extra.numpy import arrays
 
 from netinv.losses import ce_loss, cosine_loss, gradient_norm_loss, kl_loss, ortho_loss, pixel_loss, unit_rows, variation_loss
 
-quick = settings(max_examples=60, deadline=None)
+few = settings(max_examples=60, deadline=None)
 entry = st.floats(-4, 4, allow_nan=False, width=64)
 
 
@@ -170,7 +170,7 @@ def test_kl_is_infinite_where_the_target_asks_for_an_unreachable_class():
 
 # Properties.
 
-@quick
+@few
 @given(logit_pairs())
 def test_kl_is_never_negative_and_zero_only_for_equal_distributions(pair):
     target, logits = (torch.from_numpy(x) for x in pair)
@@ -181,7 +181,7 @@ def test_kl_is_never_negative_and_zero_only_for_equal_distributions(pair):
     assert value >= (p - q).abs().sum(1).square().mean().item() / 2 - 1e-13
 
 
-@quick
+@few
 @given(feature_rows())
 def test_cosine_range_and_identity(f):
     value, b = cosine_loss(torch.from_numpy(f)).item(), len(f)
@@ -189,7 +189,7 @@ def test_cosine_range_and_identity(f):
     assert value == pytest.approx(cosine_by_loop(f.tolist()), abs=1e-11)
 
 
-@quick
+@few
 @given(feature_rows())
 def test_ortho_range(f):
     value, (b, d) = ortho_loss(torch.from_numpy(f)).item(), f.shape
@@ -197,7 +197,7 @@ def test_ortho_range(f):
     assert value == pytest.approx(ortho_by_loop(f.tolist()), abs=1e-11)
 
 
-@quick
+@few
 @given(feature_rows(), st.floats(1e-2, 1e3), st.randoms(use_true_random=False))
 def test_order_and_length_of_rows_do_not_matter(f, scale, random):
     order = random.sample(range(len(f)), len(f))
@@ -206,7 +206,7 @@ def test_order_and_length_of_rows_do_not_matter(f, scale, random):
         assert loss(torch.from_numpy(f[order] * scales)).item() == pytest.approx(loss(torch.from_numpy(f)).item(), abs=1e-11)
 
 
-@quick
+@few
 @given(logit_pairs(), st.randoms(use_true_random=False))
 def test_order_of_the_batch_does_not_matter_for_kl_and_ce(pair, random):
     p, logits = torch.from_numpy(pair[0]).softmax(1), torch.from_numpy(pair[1])
@@ -216,7 +216,7 @@ def test_order_of_the_batch_does_not_matter_for_kl_and_ce(pair, random):
     assert ce_loss(logits[order], labels[order]).item() == pytest.approx(ce_loss(logits, labels).item(), abs=1e-12)
 
 
-@quick
+@few
 @given(st.integers(2, 6), st.integers(0, 4), st.integers(0, 10_000))
 def test_ortho_is_zero_for_orthonormal_rows(b, extra, seed):
     rows = torch.linalg.qr(draw(b + extra, b, seed=seed)).Q.T
@@ -290,7 +290,7 @@ def test_variation_loss_against_a_loop() -> None:
     assert variation_loss(x).item() == pytest.approx(float(sum(down) / len(down) + sum(across) / len(across)), abs=1e-12)
 
 
-@quick
+@few
 @given(arrays(np.float64, (2, 1, 3, 3), elements=entry))
 def test_pixel_loss_counts_what_is_out_of_range(x) -> None:
     by_loop = sum(max(0.0, -v) + max(0.0, v - 1) for v in x.flat) / x.size
