@@ -67,6 +67,14 @@ def test_an_import_among_other_code_is_found(tmp_path: Path) -> None:
     assert not check_notebooks.mixed_imports(notebook(tmp_path, [mixed]))  # a page that exports nothing
 
 
+def test_a_picture_without_words_is_found(tmp_path: Path) -> None:
+    drawn = RESULTS["figure"]["outputs"]
+    named, hidden = cell('#| fig-alt: "A line"\nplt.plot([1]);', outputs=drawn), cell("#| hide\nx", outputs=drawn)
+    cells = [named, hidden, RESULTS["figure"]]
+    (fault,) = check_notebooks.nameless_pictures(notebook(tmp_path, cells))
+    assert fault == "nbs/x.ipynb, cell 3: give its picture a line '#| fig-alt: ...'"
+
+
 def test_figures_of_a_small_house(tmp_path: Path) -> None:
     cells = [cell("# Title", "markdown"), cell(EXPORT), cell("f(1)"), cell("#| export\ndef g(): pass"),
              cell("#| export\ndef h(): pass"), RESULTS["figure"]]

@@ -1,11 +1,11 @@
 """Fail if the notebooks and what is made from them have drifted apart, or a notebook breaks a rule of the house.
 
-Five things are checked: `nbdev_export` has nothing left to write into netinv/, `nbdev_clean` has nothing left to clean
+Six things are checked: `nbdev_export` has nothing left to write into netinv/, `nbdev_clean` has nothing left to clean
 in nbs/, at most four export cells stand in a row without a result that readers see, no line is longer than 120
-characters, and imports stand in cells of their own. The export is left in place, since that is what the author forgot;
-cleaning is tried on a copy.
+characters, imports stand in cells of their own, and pictures have a text for those who cannot see them. The export is
+left in place, since that is what the author forgot; cleaning is tried on a copy.
 
-    python tools/check_notebooks.py --rules    # the last three alone, which take no time"""
+    python tools/check_notebooks.py --rules    # the last four alone, which take no time"""
 import ast
 import re
 import shutil
@@ -85,8 +85,16 @@ def mixed_imports(root: Path = ROOT) -> list[str]:
     return found
 
 
+def nameless_pictures(root: Path = ROOT) -> list[str]:
+    "Cells with a picture in their stored output and nothing that a screen reader could say about it."
+    drawn = lambda cell: any("image/png" in output.get("data", {}) for output in cell.get("outputs", []))
+    return [f"{path}, cell {number}: give its picture a line '#| fig-alt: ...'"
+            for path, cells in notebooks(root).items() for number, cell in enumerate(cells, 1)
+            if drawn(cell) and not has_directive(cell, "(fig-alt|hide|include: *false)")]
+
+
 def main() -> int:
-    faults = unseen() + long_lines() + mixed_imports()
+    faults = unseen() + long_lines() + mixed_imports() + nameless_pictures()
     if "--rules" not in sys.argv:
         stale, untidy = stale_modules(), untidy_notebooks()
         if stale: faults.append(f"netinv/ was behind nbs/: commit what nbdev_export has written: {', '.join(stale)}")

@@ -86,7 +86,7 @@ def finish(site: Path, address: str) -> None:
     for path in sorted(site.rglob("*.html")):
         page = BeautifulSoup(path.read_text(encoding="utf-8"), "html.parser")
         typeset(page)
-        for region in page.select("pre, span.math.display, div.cell-output"):
+        for region in page.select("pre, span.math.display, div.cell-output, div.sd-table"):
             region["tabindex"] = "0"  # so that arrow keys can scroll it
         root = "../" * (len(path.relative_to(site).parts) - 1)
         for link in page.select(f'a[href^="{address}/"]'):
