@@ -11,7 +11,6 @@ __all__ = ['check_sizes', 'CNN', 'first_line', 'run_classifier', 'check_logits',
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from numbers import Integral
 
 import torch
@@ -153,16 +152,6 @@ def as_logits(
 ) -> Tensor:          # [B, N], at least -87.4
     "Logits whose softmax is `outputs`."
     return outputs.clamp_min(torch.finfo(torch.float32).tiny).log()
-
-# %% ../nbs/classifier.ipynb #2e072935
-@contextmanager
-def eval_mode(model: nn.Module) -> Iterator[None]:
-    "A block in which all parts of a module are in eval mode."
-    training = [module for module in model.modules() if module.training]
-    for module in training: module.training = False
-    try: yield
-    finally:
-        for module in training: module.training = True
 
 # %% ../nbs/classifier.ipynb #d82cf9bc
 def _mirror(
@@ -347,7 +336,7 @@ def _look(
     wrong = (~block[:, 0].isfinite()).nonzero().flatten().tolist()
     if wrong:
         step = self.step - len(block) + wrong[0] + 1
-        raise ValueError(f"the cross-entropy is {block[wrong[0], 0]} after step {step} of {self.steps}: "
+        raise ValueError(f"the loss is {block[wrong[0], 0]} after step {step} of {self.steps}: "
                          "try a smaller lr")
     loss, accuracy = self.log.table[-50:].mean(0).tolist()
     bar.set_postfix(loss=f"{loss:.3f}", accuracy=f"{accuracy:.1%}", refresh=False)

@@ -73,7 +73,7 @@ def save_tensors(
 
     copies = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
     header, numbers = _split_header(save(copies))
-    seal = {"netinv": json.dumps(meta or {}), "netinv_sha256": "0" * 64}
+    seal = {"netinv": json.dumps(meta or {}, default=lambda number: number.item()), "netinv_sha256": "0" * 64}
     text = json.dumps({"__metadata__": seal, **header}, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)  # the format wants the numbers aligned
     blob = len(text).to_bytes(8, "little") + text + numbers

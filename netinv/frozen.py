@@ -158,11 +158,12 @@ def layer_calls(
     names: set[str] | None = None,  # layers to watch; None: all that contain no others
 ) -> list[LayerCall]:               # in the order of use
     "Every use of the watched layers."
-    calls, handles = [], []
+    calls, handles, mine = [], [], threading.get_ident()  # another thread may use the same network
     for name, module in model.named_modules():
         if isinstance(module, torch.jit.ScriptModule): continue  # takes no hooks
         if name not in names if names else any(module.children()): continue
-        def note(module, inputs, output, name=name): calls.append(LayerCall(name, module, (*inputs, None)[0], output))
+        def note(module, inputs, output, name=name):
+            if threading.get_ident() == mine: calls.append(LayerCall(name, module, (*inputs, None)[0], output))
         handles.append(module.register_forward_hook(note))
     try: run()
     finally:
@@ -198,7 +199,6 @@ def _pooled(
     if isinstance(module, nn.Conv2d): return x.flatten(2).mean(2)
     return x.flatten(1, -2).mean(1) if x.ndim > 2 else x
 
-# %% ../nbs/frozen.ipynb #c8b2176b
 def _unpooled(
     module: nn.Module,
     features: Tensor,  # [B, D]

@@ -163,7 +163,20 @@ class Drawing(nn.Module):
     def use_dropout(self, on: bool) -> None:
         "Switch dropout on or off; batch norm is not touched."
         for module in self.modules():
-            if isinstance(module, nn.Dropout): module.train(on)
+            if isinstance(module, nn.modules.dropout._DropoutNd): module.train(on)
+
+    def drawn(
+        self,
+        z: Tensor,             # [B, Z] from `latent`
+        condition: Condition,  # of B samples
+        rng: torch.Generator,  # on their device
+    ) -> Tensor:               # [B, C, H, W] in [0, 1]
+        "Images in which everything random follows from `rng`, dropout of PyTorch's own as well."
+        masks = self.masks(len(z), rng)
+        own = any(isinstance(module, nn.modules.dropout._DropoutNd) for module in self.modules())
+        with torch.random.fork_rng(enabled=own):
+            if own: torch.manual_seed(int(torch.randint(2**31, (), generator=rng, device=rng.device)))
+            return self(z, condition, masks)
 
     @property
     def dropout(self) -> float | None:
@@ -310,6 +323,9 @@ def make_generator(
     seed: int,
 ) -> Drawing:
     "A generator whose first weights depend on nothing but `seed`; the global random numbers are left alone."
+    if isinstance(factory, nn.Module) or not callable(factory):
+        raise ValueError(f"generator is a {type(factory).__name__}: give a factory, which makes one from shape and "
+                         "conditioning, such as Generator.sized(width=32)")
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
         network = factory(shape, conditioning)

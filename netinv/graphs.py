@@ -107,6 +107,6 @@ def captured(
 ):             # the same one
     "Let the steps of an inverter be recorded and replayed from here on; a `ValueError` on another kind of device."
     if inverter.device.type != "cuda":
-        raise ValueError(f"it is on {inverter.device}, but only CUDA devices record graphs: leave it as it is")
+        raise ValueError(f"the inverter is on {inverter.device}, and only CUDA devices record graphs: train it without captured()")
     inverter.train_step = CapturedStep(inverter)
     return inverter

@@ -76,8 +76,12 @@ def check_checkpoint(self: Inverter, path: Path, tensors: dict[str, Tensor], met
                          "another folder")
     _check_answers(self.classifier, tensors["answers"], path)
     Run.check_checkpoint(self, path, tensors, meta)
-    if meta["numbers"] != self.objective.numbers:
-        warnings.warn(f"{path} was trained with {meta['numbers']}: from here on with {self.objective.numbers}")
+    was, now = meta["numbers"], self.objective.numbers
+    if set(was) != set(now):
+        raise ValueError(f"{path} was trained with the terms {', '.join(was)}, this inverter has {', '.join(now)}: use "
+                         "the same terms, or another folder")
+    if was != now:
+        warnings.warn(f"{path} was trained with {was}: from here on with {now}")
 
 # %% ../nbs/inversion.ipynb #d5bbef53
 def summary(
@@ -125,13 +129,16 @@ def _factory(
     sizes = dict(described)
     made = {Generator.__name__: Generator}.get(kind := sizes.pop("kind")) or getattr(netinv, kind, None)
     if given is None and made is None:
-        raise ValueError(f"{folder} was drawn by {kind}, which netinv does not know: load it with generator={kind}")
+        call = f"{kind}.sized({', '.join(f'{k}={v!r}' for k, v in sizes.items())})" if sizes else kind
+        raise ValueError(f"{folder} was drawn by {kind}, which netinv does not know: load it with generator={call}")
     return given or made.sized(**sizes)
 
 # %% ../nbs/inversion.ipynb #4659878d
-def _of_today(config: dict) -> dict:
+def _of_today(config: dict, folder: str | os.PathLike) -> dict:
     "A run's settings in today's form: version 0.1.0 named neither the objective nor the generator."
-    if "objective" in config: return config
+    if not isinstance(config["weights"], dict):
+        raise ValueError(f"{folder}/config.yaml is damaged (weights): save the run anew")
+    if "objective" in config or "generator" in config: return read_config(folder, "objective", "generator")
     sizes = {name: config.pop(name) for name in Generator.__init__.__kwdefaults__ if name in config}
     kind = "Reconstruction" if "eta_var" in config["weights"] else "Inversion"
     return config | {"generator": {"kind": "Generator", "width": 64, **sizes}, "objective": kind}
@@ -143,12 +150,12 @@ def load(
     folder: str | os.PathLike,
     classifier: FrozenClassifier,         # the one it was trained against
     *,
-    objective: Objective | None = None,   # with the terms of your own that the run had, to train on
+    objective: Objective | None = None,   # with the run's own terms, to train on; its numbers become those of the run
     generator: Callable | None = None,    # the factory of your own that the run had
     **settings,                           # `amp` or `folded`, as for a new inverter
 ) -> Inverter:
     "An inverter from a folder that `save` wrote, ready to sample; a `ValueError` for a damaged or unfit one."
-    config = _of_today(read_config(folder, "weights", "shape", "n_classes", "classifier"))
+    config = _of_today(read_config(folder, "weights", "shape", "n_classes", "classifier"), folder)
     kind, weights, print_of, drawn_by = (config.pop(key) for key in ("objective", "weights", "classifier", "generator"))
     of_objective, _, _ = config.pop("settings", {}), config.pop("shape"), config.pop("n_classes")
     check_frozen(classifier)
@@ -160,5 +167,8 @@ def load(
     inverter = cls(classifier, objective=objective, generator=factory, **config, **settings)
     drawn_with, _ = load_network(path := Path(folder) / "generator.safetensors", "generator")
     if "answers" in drawn_with: _check_answers(classifier, drawn_with.pop("answers"), path)
-    for modules in (inverter.generators, inverter.averaged.module): modules.load_state_dict(drawn_with)
+    try:
+        for modules in (inverter.generators, inverter.averaged.module): modules.load_state_dict(drawn_with)
+    except RuntimeError as e:
+        raise ValueError(f"{path} does not fit the generator {drawn_by}: hand in the factory that made it") from e
     return inverter

@@ -9,7 +9,7 @@ __all__ = ['Loop']
 import math
 import os
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from numbers import Integral
 
 import torch
@@ -20,13 +20,14 @@ from torch.optim.swa_utils import AveragedModel
 
 from .conditioning import Condition, make_conditioning
 from .device import pick_amp
-from .faster import accelerate, together
+from .faster import accelerate, move_mean, together
 from .generator import Generator, describe_generator, make_generator
 from .moved import refuse_arguments
 from .objective import Inversion, Objective
 from .runs import Log, Run, SYNC_EVERY
 from netinv.samples import (
     ClassifierOutput, FrozenClassifier, Samples, check_frozen, class_accuracy, images_at_once, look, reachable, spread,
+    whole_numbers,
 )
 
 # %% ../nbs/loop.ipynb #813e22ca
@@ -53,7 +54,7 @@ class Loop(Run):
         refuse_arguments(type(self).__name__, others)
         check_frozen(classifier)
         self.classifier, self.device, self.amp = classifier, classifier.device, pick_amp(amp, classifier.device)
-        classes = None if classes is None else _whole_numbers("classes", classes)
+        classes = None if classes is None else whole_numbers("classes", classes)
         _check_settings(objective, batch_size, n_generators, lr, averaging, seed)
         self.objective, self.batch_size, seed = objective or Inversion(), batch_size, int(seed)
         self.target = classifier.folded() if folded and not self.objective.watches else classifier
@@ -93,20 +94,6 @@ def _build(self: Loop, factory: Callable, seeds: list[int]) -> None:
     self.optimizers = [torch.optim.Adam(self.generators.parameters(), self.config["lr"], betas=(0.5, 0.999),
                                         fused=self.device.type in ("cpu", "cuda"))]
 
-# %% ../nbs/loop.ipynb #a68ee8e6
-@patch
-@torch.no_grad()
-def average(self: Loop) -> None:
-    "Move the running mean of weights and buffers on; the first step is its beginning."
-    keep, mean = self.config["averaging"] if self.step else 0.0, self.averaged.module
-    tensors = lambda network: (*network.parameters(), *network.buffers())
-    pairs = list(zip(tensors(mean), tensors(self.generators)))
-    numbers = [pair for pair in pairs if pair[0].is_floating_point()]
-    torch._foreach_lerp_(*map(list, zip(*numbers)), 1 - keep)
-    for ours, theirs in pairs:
-        if not ours.is_floating_point(): ours.copy_(ours * keep + theirs * (1 - keep))  # counts of batches
-    self.averaged.n_averaged += 1
-
 # %% ../nbs/loop.ipynb #d7924ab8
 def _check_settings(objective, batch_size: int, n_generators: int, lr: float, averaging: float, seed: int) -> None:
     "A `ValueError` for the first setting that cannot be."
@@ -119,29 +106,20 @@ def _check_settings(objective, batch_size: int, n_generators: int, lr: float, av
         raise ValueError(f"averaging is {averaging}: expected a decay from 0 up to, not including, 1")
     if not isinstance(seed, Integral): raise ValueError(f"seed is {seed!r}: expected a whole number")
 
-def _whole_numbers(
-    name: str,  # of the setting
-    values,     # a list, an array or a tensor
-) -> list[int]:
-    "As a list; a `ValueError` for anything else."
-    values = values.tolist() if hasattr(values, "tolist") else list(values) if isinstance(values, Iterable) else values
-    if not isinstance(values, list) or not all(isinstance(k, Integral) for k in values):
-        raise ValueError(f"{name} is {values!r}: expected a list of whole numbers such as [0, 1]")
-    return [int(k) for k in values]
-
 # %% ../nbs/loop.ipynb #525cdebf
 @patch
 def draw(
     self: Loop,
 ) -> tuple[Tensor, Condition]:  # images [K, B, C, H, W]; fields [K, B, ...]
     "One batch from every generator, to train on."
-    n, pairs = self.batch_size, list(zip(self.generators, self.rngs))
+    n, generators = self.batch_size, list(self.generators)
     conditions = [self.conditioning.sample(n, rng=rng) for rng in self.rngs]
-    latents = [generator.latent(n, rng) for generator, rng in pairs]
-    masks = [generator.masks(n, rng) for generator, rng in pairs]
+    latents = [generator.latent(n, rng) for generator, rng in zip(generators, self.rngs)]
     stacked = Condition(*(None if parts[0] is None else torch.stack(parts) for parts in zip(*conditions)))
-    if self.at_once: return together(list(self.generators), torch.stack(latents), stacked, masks), stacked
-    drawn = [generator(*given) for generator, *given in zip(self.generators, latents, conditions, masks)]
+    if self.at_once:
+        masks = [generator.masks(n, rng) for generator, rng in zip(generators, self.rngs)]
+        return together(generators, torch.stack(latents), stacked, masks), stacked
+    drawn = [generator.drawn(*given) for generator, *given in zip(generators, latents, conditions, self.rngs)]
     return torch.stack(drawn), stacked
 
 # %% ../nbs/loop.ipynb #7f501224
@@ -159,7 +137,7 @@ def train_step(self: Loop) -> None:
     parameters = list(self.generators.parameters())  # alone: a term may differentiate by the classifier's weights
     (len(self.generators) * total).backward(inputs=parameters)
     self.optimizers[0].step()
-    self.average()
+    move_mean(self.averaged, self.generators, self.config["averaging"] if self.step else 0.0)
     self.step, self.seconds = self.step + 1, time.perf_counter() - self.began
     self.record({"total": total, **terms}, condition.labels.flatten(), flat.logits)
 
@@ -249,7 +227,7 @@ def _generate_batch(
     generator.use_dropout(dropout)
     with torch.autocast(self.device.type, self.amp, enabled=self.amp is not None):
         condition = self.conditioning.sample(n, labels, rng)
-        return generator(generator.latent(n, rng), condition, generator.masks(n, rng))
+        return generator.drawn(generator.latent(n, rng), condition, rng)
 
 # %% ../nbs/loop.ipynb #f2f23ecb
 @patch

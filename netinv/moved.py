@@ -32,6 +32,9 @@ RENAMED = {
     "blur": "Blur in netinv.generator, a module: Blur()(images)",
     "progress_bar": "a part of Inverter in netinv.inversion: Inverter.fit(steps, progress=True)",
     "recipe_settings": "Reconstruction in netinv.reconstruction: Reconstruction.recipe(classifier, 'prior')",
+    "answers": "a method of FrozenClassifier in netinv.frozen: classifier.answers()",
+    "RECIPES": "private in netinv.reconstruction: its recipes are 'prior' and 'paper'",
+    "eval_mode": "a part of FrozenClassifier in netinv.frozen, whose copy is always in eval mode",
     "PAGE": "a file of the package: netinv/static/hover.html",
     "DRAW": "a file of the package: netinv/static/hover.js",
     "POINT": "a part of a file of the package: netinv/static/hover.js",
@@ -45,7 +48,7 @@ DIVIDED = {
 
 # %% ../nbs/moved.ipynb #cbc740da
 ARGUMENTS = {
-    "weights": "objective=Inversion(gamma=8)",
+    "weights": "objective=Inversion(gamma=8), or for reconstructions objective=Reconstruction(eta_var=2)",
     "perturb": "objective=Reconstruction(perturb=...)",
     "shape": "part of the frozen classifier that an inverter takes: FrozenClassifier(model, shape=...)",
     "device": "part of the frozen classifier that an inverter takes: FrozenClassifier(model, device=..., shape=...)",

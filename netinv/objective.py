@@ -7,6 +7,7 @@ __all__ = ['View', 'Term', 'Setting', 'Objective', 'Inversion', 'build_objective
 
 # %% ../nbs/objective.ipynb #54215d5b
 import math
+import re
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -42,7 +43,7 @@ class Term(NamedTuple):
 
 # %% ../nbs/objective.ipynb #1f7ce283
 class Setting(NamedTuple):
-    "A number that steers what the classifier is shown, and weighs nothing."
+    "A setting that weighs nothing: of an objective, such as how far images are moved, or of a run."
     name: str                # "epsilon"
     symbol: str              # "ε"
     default: float           # at least 0
@@ -63,9 +64,15 @@ class Objective:
     ):
         self.terms, self._numbers = (*self.terms, *more), {}
         for row in self.rows:
+            if re.fullmatch(r"step|seconds|total|accuracy(_.*)?|(hits|asked)_.*", row.name):
+                raise ValueError(f"a term cannot be called {row.name!r}: the history has a column of that name")
             if row.name in self._numbers: raise ValueError(f"two terms are called {row.name!r}: give one another name")
             self[row.name] = row.default
         self.update(**numbers)
+
+    def __repr__(self) -> str:
+        numbers = ", ".join(f"{name}={value:g}" for name, value in self._numbers.items())
+        return f"{type(self).__name__}({numbers})"
 
     @property
     def rows(self) -> tuple[Term | Setting, ...]:
@@ -126,11 +133,13 @@ def weigh(
 ) -> Tensor:                   # scalar
     "The weighted sum, for gradients to flow back from; a `ValueError` where no term depends on the images."
     for name, term in terms.items():
-        if term.ndim:
-            raise ValueError(f"the term {name!r} is {list(term.shape)}: let its loss return a scalar, such as a mean")
+        if isinstance(term, Tensor) and not term.ndim: continue
+        came = list(term.shape) if isinstance(term, Tensor) else f"a {type(term).__name__}"
+        raise ValueError(f"the term {name!r} is {came}: let its loss return a scalar tensor, such as a mean")
     total = sum(self._numbers[name] * term for name, term in terms.items())
     if isinstance(total, Tensor) and total.requires_grad: return total
-    raise ValueError("no term that has a weight depends on the images: give one a weight above 0, such as beta")
+    names = ", ".join(term.name for term in self.terms)
+    raise ValueError(f"no term that has a weight depends on the images: give one of {names} a weight above 0")
 
 # %% ../nbs/objective.ipynb #7011dc03
 class Inversion(Objective):
@@ -208,7 +217,8 @@ def build_objective(
     settings: dict[str, float] | None = None,
 ) -> Objective:
     "The objective that `describe` described; a `ValueError` where a weight of its class is missing."
-    made = next((c for c in _kinds(Objective) if c.__name__ == kind), None) or getattr(netinv, kind, Objective)
+    latest = next((c for c in reversed(_kinds(Objective)) if c.__name__ == kind), None)
+    made = latest or getattr(netinv, kind, Objective)
     known = [term.name for term in made.terms]
     if missing := [name for name in known if name not in weights]:
         raise ValueError(f"there is no weight {missing[0]}: {kind} has {', '.join(known)}")

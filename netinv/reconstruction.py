@@ -72,7 +72,7 @@ _PAPER = (
          lambda v: kl_loss(v.moved.targets, v.moved.logits)),
     Term("beta", "β", 8.0, "cross entropy: the classifier answers the label for clean images",
          lambda v: ce_loss(v.clean.logits, v.clean.labels)),
-    Term("beta_pert", "β′", 8.0, "cross entropy for perturbed images: small motions leave the class as it is",
+    Term("beta_pert", "β′", 8.0, "cross entropy for perturbed images: small motions do not change the class",
          lambda v: ce_loss(v.moved.logits, v.moved.labels)),
     Term("gamma", "γ", 0.0, "cosine similarity of features: images of a batch differ in what the classifier sees",
          lambda v: cosine_loss(v.clean.features)),
@@ -147,9 +147,11 @@ def prepare(
     amp: torch.dtype | None,  # of the passes made by the terms themselves; None for float32
 ) -> None:
     "Learn the classifier's layers; a `ValueError` where the gradient term is on and a layer has no second derivative."
+    if getattr(self, "classifier", classifier) is not classifier:
+        raise ValueError("this objective reads the layers of another classifier already: give each classifier a "
+                         "Reconstruction of its own")
     self.classifier, self.amp, self.folded = classifier, amp, classifier.folded()
     self.norms, self.linear, self.several = remembering_layers(classifier)
-    self.__dict__.pop("directions", None)  # of another classifier
     if not self.norms and not self.linear:
         warnings.warn("the classifier has neither batch norm nor a fully connected layer: "
                       "its weights have no trace that is read here")
@@ -301,13 +303,13 @@ def recipe(
     cls: Reconstruction,
     classifier: FrozenClassifier,
     name: str = "prior",  # or "paper"
-    *,
+    *more: Term,          # terms of your own
     perturb: Callable[[Tensor, torch.Generator], Tensor] | None = None,  # images [B, C, H, W]; None: `Perturbation`
-    **numbers: float,     # of terms and settings by name, in place of the recipe's own
+    **numbers: float,     # of terms and settings by name; they win over the recipe's
 ) -> Reconstruction:
     "The objective of a recipe; a `ValueError` for an unknown one."
     check_frozen(classifier)
-    objective = cls(perturb=perturb, **_numbers(classifier, name) | numbers)
+    objective = cls(*more, perturb=perturb, **_numbers(classifier, name) | numbers)
     objective.sizes = {} if name == "paper" else _sizes(remembering_layers(classifier)[0])
     return objective
 
@@ -326,6 +328,9 @@ def reconstruction_inverter(
     **settings,                               # generator, n_generators, conditioning, seed, ...: see `Inverter`
 ) -> Inverter:                                # untrained
     "An inverter for training-like images (section 5.3)."
+    if objective is not None and not isinstance(objective, Reconstruction):
+        raise ValueError(f"objective is a {type(objective).__name__}: a reconstruction needs a Reconstruction, such as "
+                         "Reconstruction.recipe(classifier, eta_var=2)")
     own = Reconstruction.recipe(classifier, recipe)
     usual = {"temperature": 0.05} if recipe == "paper" else {}
     return Inverter(classifier, objective=own if objective is None else objective, **usual | settings)
@@ -364,7 +369,7 @@ def best_of(
 
 # %% ../nbs/reconstruction.ipynb #3fde2724
 def reconstruct(
-    classifier: FrozenClassifier,             # stays as it is
+    classifier: FrozenClassifier,             # is not changed
     *,
     objective: Reconstruction | None = None,  # None for that of the recipe
     recipe: str = "prior",                    # or "paper"

@@ -152,7 +152,9 @@ def check_checkpoint(
     meta: dict,
 ) -> None:
     "A `ValueError` for a checkpoint that was written with other settings."
-    now, was = json.loads(json.dumps(self.settings())), meta.get("settings", {})
+    if "settings" not in meta:
+        raise ValueError(f"{path} was written by netinv 0.1.0: finish it with that version, or use another folder")
+    now, was = json.loads(json.dumps(self.settings())), meta["settings"]
     if changed := [key for key in now | was if now.get(key) != was.get(key)]:
         then, here = ({key: of.get(key) for key in changed} for of in (was, now))
         raise ValueError(f"{path} was written with {then}, this {type(self).__name__.lower()} has {here}: "
@@ -195,7 +197,8 @@ def _content(
     "A value in the form that the ending of a file's name asks for."
     import yaml
 
-    if name.endswith(".yaml"): return yaml.safe_dump(value, sort_keys=False)
+    plain = lambda number: number.item()  # what NumPy counts with
+    if name.endswith(".yaml"): return yaml.safe_dump(json.loads(json.dumps(value, default=plain)), sort_keys=False)
     if name.endswith(".json"): return json.dumps(value, indent=2)
     return value.to_csv(index=False) if name.endswith(".csv") else value
 

@@ -7,7 +7,9 @@ __all__ = ['Samples', 'images_at_once', 'outputs', 'look', 'accuracy', 'class_ac
 
 # %% ../nbs/samples.ipynb #81d97fd2
 import warnings
+from collections.abc import Iterable
 from dataclasses import dataclass, fields
+from numbers import Integral
 
 import torch
 from fastcore.basics import patch
@@ -82,11 +84,12 @@ def picture(self: Samples, per_row: int = 12, scale: int = 2):
 
 # %% ../nbs/samples.ipynb #2e856dda
 @patch
-def _repr_png_(self: Samples) -> bytes: return self.picture()._repr_png_()
+def _repr_png_(self: Samples) -> bytes | None: return self.picture()._repr_png_() if len(self) else None
 
 @patch
 def __repr__(self: Samples) -> str:
     size = "x".join(map(str, self.images.shape[1:]))
+    if not len(self): return f"Samples(no images of {size})"
     what = "accuracy" if self.generator is None else "inversion accuracy"
     return f"Samples({len(self)} images of {size}, {what} {self.hits.float().mean():.1%})"
 
@@ -145,6 +148,17 @@ def class_accuracy(
     "The share of hits in each class."
     count = torch.bincount(labels, minlength=n_classes)
     return torch.bincount(labels, weights=hits.float(), minlength=n_classes) / count
+
+# %% ../nbs/samples.ipynb #4f7090a2
+def whole_numbers(
+    name: str,  # of the setting
+    values,     # a list, an array or a tensor
+) -> list[int]:
+    "As a list; a `ValueError` for anything else."
+    values = values.tolist() if hasattr(values, "tolist") else list(values) if isinstance(values, Iterable) else values
+    if not isinstance(values, list) or not all(isinstance(k, Integral) for k in values):
+        raise ValueError(f"{name} is {values!r}: expected a list of whole numbers such as [0, 1]")
+    return [int(k) for k in values]
 
 # %% ../nbs/samples.ipynb #cbdf81d4
 def reachable(

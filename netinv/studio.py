@@ -170,6 +170,9 @@ def remember(self: Workbench, name: str) -> None:
 @patch
 def set(self: Workbench, name: str, value: object) -> None:
     "Change one setting, from the next step on; conditioning and seed start afresh."
+    if name not in self.settings:
+        raise ValueError(f"there is no setting {name!r}: expected some of {', '.join(self.settings)}")
+    if name in self.objective.numbers: self.objective.update(**{name: value})  # refused before anything is changed
     self.remember(name)
     self.settings = self.settings | {name: value}
     self.apply(afresh=name in ("conditioning", "seed"))

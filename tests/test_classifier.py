@@ -11,7 +11,7 @@ from torch import nn
 from networks import Wrapped, mlp
 
 from netinv.classifier import (
-    CNN, Trainer, augmented, augmented_batches, eval_mode, one_cycle, shuffled_batches, train_classifier,
+    CNN, Trainer, augmented, augmented_batches, one_cycle, shuffled_batches, train_classifier,
 )
 from netinv.data import ImageData, Split, load_data, to_float
 from netinv.device import borrowed_rng
@@ -155,15 +155,6 @@ def test_augmentation_against_a_loop():
         y, x = 2 + dy[i].item(), 2 + dx[i].item()
         padded = F.pad(image[None], (2, 2, 2, 2), mode="reflect")[0]
         assert torch.equal(got[i], padded[:, y : y + 56, x : x + 28])
-
-
-def test_eval_mode_gives_every_part_its_own_mode_back():
-    model = mlp((1, 8, 8), 3).train()
-    model[2].eval()
-    with pytest.raises(KeyError), eval_mode(model):
-        assert not any(m.training for m in model.modules())
-        raise KeyError
-    assert [m.training for m in model.modules()] == [True, True, True, False, True]
 
 
 def halves(model, lr, weight_decay, steps):

@@ -22,7 +22,7 @@ from netinv.generator import Generator
 from netinv.inversion import Inverter, summary
 from netinv.objective import Inversion, Term
 from netinv.reconstruction import Reconstruction
-from netinv.runs import Log
+from netinv.runs import Log, fingerprint
 from netinv.samples import Samples, spread
 
 SIZES = dict(width=16, latent_dim=8)
@@ -406,8 +406,7 @@ def test_every_kind_of_run_is_loaded(kind: str, tmp_path: Path) -> None:
     inverter.fit(2, **QUIET)
     inverter.save(tmp_path)
     again = Inverter.load(tmp_path, classifier, amp="off")
-    drawn = [run.sample(8, seed=1, dropout=False).images for run in (again, inverter)]  # the literal one's is PyTorch's own
-    assert torch.equal(*drawn)
+    assert torch.equal(again.sample(8, seed=1).images, inverter.sample(8, seed=1).images)
     assert again.objective.numbers == inverter.objective.numbers and again.config == inverter.config
     if kind == "a term of one's own":
         with pytest.raises(ValueError, match="'eta_light' is of the run's own"): again.fit(1, **QUIET)
@@ -430,6 +429,87 @@ def test_a_generator_of_ones_own_has_to_be_handed_in(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="load it with generator=Perceptron"): Inverter.load(tmp_path, classifier)
     again = Inverter.load(tmp_path, classifier, generator=Perceptron)
     assert torch.equal(again.sample(8, seed=1).images, inverter.sample(8, seed=1).images)
+
+
+class Own(Generator):
+    "A generator whose layers are those of `Generator`."
+
+
+class Noisy(nn.Module):
+    "A network that draws with dropout of PyTorch's own."
+    def __init__(self, shape, conditioning):
+        super().__init__()
+        seen = 64 + conditioning.n_classes
+        self.layers = nn.Sequential(nn.Linear(seen, 64), nn.Unflatten(1, (16, 2, 2)), nn.Dropout2d(0.5), nn.Flatten(),
+                                    nn.Linear(64, 144), nn.Sigmoid(), nn.Unflatten(1, shape))
+
+    def forward(self, z, condition): return self.layers(torch.cat([z, condition.vector], 1))
+
+
+@pytest.mark.parametrize("factory", [Own.sized(width=16), Noisy])
+def test_any_generator_repeats_itself_by_its_seed_and_has_its_dropout(factory) -> None:
+    before = torch.get_rng_state()
+    one, other = (Inverter(frozen(small_model()), generator=factory, batch_size=8, amp="off", seed=4) for _ in range(2))
+    for inverter in (one, other): inverter.fit(3, **QUIET)
+    assert torch.equal(before, torch.get_rng_state())
+    assert one.history.total.tolist() == other.history.total.tolist()
+    draw = lambda inverter, **how: inverter.sample(16, labels=2, seed=7, **how).images
+    assert torch.equal(draw(one), draw(other)) and not torch.equal(draw(one), draw(one, dropout=False))
+    assert draw(one).std(0).mean() > 1e-3  # neither all dropped nor all alike
+
+
+@pytest.mark.parametrize("generator, says", [(7, "generator is a int: give a factory"),
+                                             (nn.Linear(2, 2), "generator is a Linear: give a factory")])
+def test_what_is_no_factory_of_generators(generator, says: str) -> None:
+    with pytest.raises(ValueError, match=says): small_inverter(generator=generator)
+
+
+@pytest.mark.parametrize("name", ["total", "accuracy", "accuracy_3", "step", "hits_0"])
+def test_a_term_has_no_name_of_another_column(name: str) -> None:
+    with pytest.raises(ValueError, match=f"cannot be called {name!r}"): Inversion(Term(name, "x", 1.0, "x", len))
+
+
+def test_a_term_more_or_less_is_another_run(tmp_path: Path) -> None:
+    small_inverter().fit(2, checkpoint_dir=tmp_path, **QUIET)
+    with pytest.raises(ValueError, match="was trained with the terms alpha.*this inverter has alpha.*eta_light: use"):
+        small_inverter(objective=Inversion(LIGHT)).fit(4, checkpoint_dir=tmp_path, resume=True, **QUIET)
+
+
+def test_a_checkpoint_of_version_0_1_is_refused_by_name(tmp_path: Path) -> None:
+    from netinv.files import save_tensors
+
+    inverter = small_inverter()
+    about = {"classifier": fingerprint(inverter.classifier.model), "config": {"seed": 0}}
+    save_tensors(tmp_path / "checkpoint.safetensors", {"answers": inverter.classifier.answers()}, about)
+    with pytest.raises(ValueError, match="was written by netinv 0.1.0"): inverter.load_checkpoint(tmp_path)
+
+
+@pytest.mark.parametrize("key", ["generator", "objective", "weights"])
+def test_a_damaged_config_is_called_damaged(key: str, tmp_path: Path) -> None:
+    import yaml
+
+    classifier = frozen(small_model())
+    Inverter(classifier, **SMALL).save(tmp_path)
+    config = yaml.safe_load((tmp_path / "config.yaml").read_text())
+    for broken in ({name: value for name, value in config.items() if name != key}, config | {"weights": None}):
+        (tmp_path / "config.yaml").write_text(yaml.safe_dump(broken))
+        with pytest.raises(ValueError, match="config.yaml is damaged"): Inverter.load(tmp_path, classifier)
+
+
+def test_numbers_of_numpy_are_saved(tmp_path: Path) -> None:
+    import numpy as np
+
+    classifier = frozen(small_model())
+    Inverter(classifier, **SMALL | {"batch_size": np.int64(8)}, lr=np.float64(0.01)).save(tmp_path)
+    assert Inverter.load(tmp_path, classifier).batch_size == 8
+
+
+def test_an_objective_that_reads_layers_is_of_one_classifier() -> None:
+    objective, two = Reconstruction(), [frozen(CNN((1, 12, 12), 4)) for _ in range(2)]
+    Inverter(two[0], objective=objective, batch_size=8)
+    Inverter(two[0], objective=objective, batch_size=8)
+    with pytest.raises(ValueError, match="reads the layers of another classifier"):
+        Inverter(two[1], objective=objective, batch_size=8)
 
 
 def test_a_plain_module_gets_the_line_to_write() -> None:
