@@ -107,6 +107,7 @@ def captured(
 ):             # the same one
     "Let the steps of an inverter be recorded and replayed from here on; a `ValueError` on another kind of device."
     if inverter.device.type != "cuda":
-        raise ValueError(f"the inverter is on {inverter.device}, and only CUDA devices record graphs: train it without captured()")
+        raise ValueError(f"the inverter is on {inverter.device}, and only CUDA devices record graphs: train it without "
+                         "captured()")
     inverter.train_step = CapturedStep(inverter)
     return inverter

@@ -54,8 +54,8 @@ def maps(
     matrix = torch.stack([torch.stack(row, 1) for row in rows], 1)
     with torch.autocast(x.device.type, enabled=False):
         grid = F.affine_grid(torch.cat([matrix, shift[:, :, None]], 2), list(x.shape), align_corners=False)
-    edge = 1 - 1 / torch.tensor([width, height], device=x.device, dtype=x.dtype)  # centres of the outermost pixels
-    return grid.clamp(-edge, edge)
+    edges = 1 - 1 / width, 1 - 1 / height  # the centres of the outermost pixels
+    return torch.stack([at.clamp(-edge, edge) for at, edge in zip(grid.unbind(-1), edges)], -1)
 
 # %% ../nbs/traces.ipynb #e00b39fa
 class InputTap:
