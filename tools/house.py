@@ -121,6 +121,13 @@ def arrows(texts: dict[str, str]) -> set[tuple[str, str]]:
     return {(room, other) for room, other in found if other in texts}
 
 
+def applications(texts: dict[str, str]) -> list[str]:
+    "The rooms that import public names from `netinv` itself, which no arrow shows."
+    imports = lambda text: (node for node in ast.walk(ast.parse(text)) if isinstance(node, ast.ImportFrom))
+    face = lambda node: node.module == "netinv" or (node.level == 1 and node.module is None)
+    return sorted(room for room, text in texts.items() if any(map(face, imports(text))))
+
+
 def circles(edges: set[tuple[str, str]]) -> set[str]:
     "The rooms from which arrows lead back to themselves."
     reached = {room: {b for a, b in edges if a == room} for room, _ in edges}
@@ -183,6 +190,7 @@ def figures(root: Path) -> dict[str, object]:
         "lines of the largest module": f"{largest[0]} in {largest[1]}",
         "lines of all modules": sum(len(text.splitlines()) for text in texts.values()),
         "arrows between modules": len(edges),
+        "rooms that use the public face": ", ".join(applications(texts)) or "none",
         "rooms in circles": ", ".join(sorted(circles(edges))) or "none",
         "upward arrows": ", ".join(f"{a} -> {b}" for a, b in sorted(upward(edges))) or "none",
         "places to edit for a new term": f"{len(at := places(root, books))}: {', '.join(at)}",
