@@ -33,7 +33,7 @@ RENAMED = {
     "progress_bar": "a part of Inverter in netinv.inversion: Inverter.fit(steps, progress=True)",
     "recipe_settings": "Reconstruction in netinv.reconstruction: Reconstruction.recipe(classifier, 'prior')",
     "answers": "a method of FrozenClassifier in netinv.frozen: classifier.answers()",
-    "RECIPES": "private in netinv.reconstruction: its recipes are 'prior' and 'paper'",
+    "RECIPES": "a private name of netinv.reconstruction, whose recipes are 'prior' and 'paper'",
     "eval_mode": "a part of FrozenClassifier in netinv.frozen, whose copy is always in eval mode",
     "PAGE": "a file of the package: netinv/static/hover.html",
     "DRAW": "a file of the package: netinv/static/hover.js",

@@ -125,7 +125,7 @@ def test_training_errors():
     for wrong in (dict(epochs=0), dict(batch_size=0), dict(epochs=-2)):
         with pytest.raises(ValueError, match="must be at least 1"):
             train_classifier(data, device="cpu", progress=False, **wrong)
-    with pytest.raises(ValueError, match="cross-entropy is nan"):
+    with pytest.raises(ValueError, match="the loss is nan"):
         broken = Wrapped(lambda x, m: m(x) * (math.nan if m.training else 1), mlp((1, 8, 8), 3))
         train_classifier(data, model=broken, epochs=1, device="cpu", progress=False)
 
@@ -259,7 +259,7 @@ def test_the_first_loss_that_is_not_finite_is_named():
     batch = (torch.rand(4, 1, 8, 8), torch.arange(4) % 3)
     losses = iter([1.0, 1.0, math.inf, math.nan] * 5)
     run = Trainer(mlp((1, 8, 8), 3), lambda: [batch] * 20, steps=20, loss=lambda a, b: a.mean() + next(losses), rng=rng)
-    with pytest.raises(ValueError, match="the cross-entropy is inf after step 3 of 20: try a smaller lr"):
+    with pytest.raises(ValueError, match="the loss is inf after step 3 of 20: try a smaller lr"):
         run.fit(1, progress=False)
 
 
