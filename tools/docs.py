@@ -9,6 +9,7 @@ import re
 import shutil
 import subprocess
 import sys
+import unicodedata
 from pathlib import Path
 
 import yaml
@@ -61,6 +62,14 @@ def render_quarto(pages: Path) -> None:
     subprocess.run(["quarto", "render", str(pages), "--no-execute", "-M", "html-math-method:mathml"], check=True)
 
 
+def script(letter: str) -> str:
+    "A capital in script, as a character of its own: browsers no longer style letters of equations."
+    for kind in ("SCRIPT CAPITAL", "MATHEMATICAL SCRIPT CAPITAL"):  # Unicode has had some of them for longer
+        try: return unicodedata.lookup(f"{kind} {letter}")
+        except KeyError: continue
+    return letter
+
+
 def typeset(page: BeautifulSoup) -> None:
     "Equations as MathML, which browsers draw by themselves: no script, no font and no request for it."
     for tag in page.select('[src*="katex"], [href*="katex"]'): tag.decompose()
@@ -69,6 +78,7 @@ def typeset(page: BeautifulSoup) -> None:
         tex, display = span.get_text()[2:-2].strip(), "display" in span["class"]
         span.clear()
         span.append(BeautifulSoup(convert(tex, display="block" if display else "inline"), "html.parser"))
+    for letter in page.select('mi[mathvariant="script"]'): letter.string = script(letter.get_text())
 
 
 def known(site: Path, target: str) -> str:
