@@ -13,8 +13,6 @@ from functools import cache
 from pathlib import Path
 from types import ModuleType
 
-import netinv
-
 # %% ../nbs/moved.ipynb #bc943550
 RENAMED = {
     "InversionWeights": "Inversion in netinv.objective: Inverter(classifier, objective=Inversion(gamma=8))",
@@ -71,7 +69,7 @@ def refuse_arguments(
 def homes() -> dict[str, list[str]]:  # name -> modules that define it, in alphabetical order
     "Every name at the top of a module of netinv, private ones included."
     found = {}
-    for path in sorted(Path(netinv.__file__).parent.glob("[a-z]*.py")):
+    for path in sorted(Path(sys.modules["netinv"].__file__).parent.glob("[a-z]*.py")):
         tree = ast.parse(path.read_text(encoding="utf-8"))
         for name in _top_names(tree): found.setdefault(name, []).append(path.stem)
     return found
