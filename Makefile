@@ -28,7 +28,7 @@ demo: $(VENV)/.runtime
 test: $(VENV)/.dev
 	$(BIN)/python tools/check_notebooks.py
 	$(BIN)/python tools/readme.py --check
-	$(BIN)/nbdev_test --n_workers 1 --timing
+	OMP_NUM_THREADS=1 $(BIN)/nbdev_test --n_workers 2 --timing  # two threads of one notebook wait for each other
 	$(BIN)/python -m pytest -ra
 
 readme: $(VENV)/.dev
