@@ -212,7 +212,7 @@ class Generator(Drawing):
         stretch: float = 0.0,         # how far pixels reach below 0 before they are cut off there, at least 0
     ):
         super().__init__()
-        _check(shape, latent_dim, smooth, dropout, brightness, stretch)
+        _check(shape, latent_dim, width, smooth, dropout, brightness, stretch)
         self.shape, self.latent_dim, self.conditioning = tuple(shape), latent_dim, conditioning
         self.smooth, self.stretch = smooth, stretch
         size, n = conditioning.matrix_size, conditioning.n_classes
@@ -270,6 +270,7 @@ def code(
 def _check(
     shape: tuple[int, int, int],
     latent_dim: int,
+    width: int,
     smooth: int,
     dropout: float,
     brightness: float,
@@ -278,6 +279,7 @@ def _check(
     "A sentence for what a generator cannot be built from."
     if len(shape) != 3 or shape[0] < 1 or min(shape[1:]) < 8:
         raise ValueError(f"shape is {tuple(shape)}: expected (channels, height, width) with sides of at least 8 pixels")
+    if width < 1: raise ValueError(f"width is {width}: expected 1 channel or more")
     if latent_dim < 1 or smooth < 0:
         raise ValueError(f"latent_dim is {latent_dim} and smooth is {smooth}: expected at least 1, and at least 0")
     if not 0 <= dropout < 1: raise ValueError(f"dropout is {dropout}: expected a share from 0 up to, not including, 1")

@@ -6,6 +6,7 @@
 __all__ = ['Inverter', 'summary']
 
 # %% ../nbs/inversion.ipynb #021c0aa5
+import json
 import math
 import os
 import warnings
@@ -25,6 +26,12 @@ from .samples import FrozenClassifier, Samples, check_frozen, class_accuracy
 # %% ../nbs/inversion.ipynb #00836fb7
 class Inverter(Loop):
     "Trains generators against a frozen classifier (section 3.3), samples from them, and is saved and loaded."
+    before = {"steps": 0, "seconds": 0.0}  # what a loaded run had been trained for
+
+    @property
+    def weights(self) -> None:
+        "What version 0.1.0 called the objective."
+        raise AttributeError("weights are part of the objective now: inverter.objective['gamma'] = 4")
 
 # %% ../nbs/inversion.ipynb #e605dcd3
 @patch
@@ -95,7 +102,8 @@ def summary(
             "worst_class_accuracy": known(per_class[inverter.conditioning.classes].min().item()),
             "inversion_accuracy_per_class": [known(a) for a in per_class.tolist()],
             "confidence": known(samples.probs.gather(1, samples.labels[:, None]).mean().item()),
-            "samples": len(samples), "steps": inverter.step, "seconds": inverter.seconds,
+            "samples": len(samples), "steps": inverter.before["steps"] + inverter.step,
+            "seconds": inverter.before["seconds"] + inverter.seconds,
             "unreachable": inverter.classifier.unreachable, "unreached": (per_class == 0).nonzero()[:, 0].tolist()}
 
 # %% ../nbs/inversion.ipynb #cd5dfbdd
@@ -113,8 +121,9 @@ def save(
              "classifier": fingerprint(classifier.model)}
     weights = {**self.averaged.module.state_dict(), "answers": classifier.answers()}
     numbers = summary(self, drawn)
+    history = {} if self.before["steps"] and self.log is None else {"history.csv": self.history}  # none but the old one
     write_run(folder, {
-        "config.yaml": {**self.config, **self.objective.describe(), **about}, "history.csv": self.history,
+        "config.yaml": {**self.config, **self.objective.describe(), **about}, **history,
         "generator.safetensors": (weights, {"config": self.config}), "samples.safetensors": (vars(drawn), {}),
         "samples.png": drawn._repr_png_(), "metrics.json": numbers})
     return numbers
@@ -167,6 +176,8 @@ def load(
     inverter = cls(classifier, objective=objective, generator=factory, **config, **settings)
     drawn_with, _ = load_network(path := Path(folder) / "generator.safetensors", "generator")
     if "answers" in drawn_with: _check_answers(classifier, drawn_with.pop("answers"), path)
+    told = Path(folder) / "metrics.json"
+    inverter.before = cls.before | (json.loads(told.read_text()) if told.exists() else {})
     try:
         for modules in (inverter.generators, inverter.averaged.module): modules.load_state_dict(drawn_with)
     except RuntimeError as e:

@@ -255,6 +255,10 @@ def inversion_report(
 ) -> "DataFrame":            # index (metric, class) with class 0..N-1 or "all"; columns samples, real
     "Every metric of this chapter next to the value that as many real test images get."
     import pandas as pd
+    for name, given in (("samples", samples), ("real", real)):
+        if not isinstance(given, Samples):
+            raise ValueError(f"{name} is a {type(given).__name__}: give Samples, such as look(classifier, images, "
+                             "labels)")
     labels, n_classes, features = intended_labels(samples), samples.probs.shape[1], real.features.cpu()
     n_fake, n_real = (torch.bincount(l, minlength=n_classes) for l in (labels, intended_labels(real)))
     counts = torch.minimum(n_fake, n_real // 2).clamp(max=n_per_class).tolist()

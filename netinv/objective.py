@@ -62,6 +62,8 @@ class Objective:
         *more: Term,       # terms of your own, after those of the class
         **numbers: float,  # weights and settings by name; those left out have their default
     ):
+        if strange := [row for row in more if not isinstance(row, Term)]:
+            raise ValueError(f"{strange[0]!r} is no Term: give weights by name, such as {type(self).__name__}(gamma=8)")
         self.terms, self._numbers = (*self.terms, *more), {}
         for row in self.rows:
             if re.fullmatch(r"step|seconds|total|accuracy(_.*)?|(hits|asked)_.*", row.name):

@@ -19,7 +19,7 @@ from .data import Split, image_grid, to_float
 from .frozen import ClassifierOutput, FrozenClassifier, check_frozen
 
 # %% ../nbs/samples.ipynb #076b84b4
-@dataclass
+@dataclass(eq=False)
 class Samples:
     "Images with what was asked of them and what a classifier sees in them."
     images: Tensor                   # [n, C, H, W] uint8, or float in [0, 1]
@@ -45,7 +45,8 @@ class Samples:
         values = [getattr(self, field.name) for field in fields(self)]
         return Samples(*(value if value is None else change(value) for value in values))
 
-    def __getitem__(self, rows) -> "Samples":  # a slice, a mask [n] or indices [m]
+    def __getitem__(self, rows) -> "Samples":  # a number, a slice, a mask [n] or indices [m]
+        if isinstance(rows, int): rows = [range(len(self))[rows]]
         return self._each(lambda value: value[rows.to(value.device) if isinstance(rows, Tensor) else rows])
 
     def cpu(self) -> "Samples":
@@ -60,8 +61,10 @@ class Samples:
 @patch
 def __add__(self: Samples, other: Samples) -> Samples:
     "Both, one after the other; which generator drew them is kept where both know."
-    pairs = ((getattr(self, field.name), getattr(other, field.name)) for field in fields(self))
-    return Samples(*(None if a is None or b is None else torch.cat([a, b.to(a.device)]) for a, b in pairs))
+    pairs = {field.name: (getattr(self, field.name), getattr(other, field.name)) for field in fields(self)}
+    if self.images.dtype != other.images.dtype: pairs["images"] = self.floats, other.floats
+    both = lambda a, b: None if a is None or b is None else torch.cat([a, b.to(a.device)])
+    return Samples(*(both(a, b) for a, b in pairs.values()))
 
 # %% ../nbs/samples.ipynb #43f0ecbb
 @patch
@@ -78,6 +81,7 @@ def rows(
 @patch
 def picture(self: Samples, per_row: int = 12, scale: int = 2):
     "A PIL image of `rows`; the first channel alone where images are neither gray nor RGB."
+    if not len(self): raise ValueError("there are no images to draw: choose classes that have some")
     images = self.rows(per_row)
     if images.shape[1] not in (1, 3): images = images[:, :1]
     return image_grid(images, nrow=len(images) // len(self.labels.unique()), scale=scale)
@@ -125,7 +129,9 @@ def look(
     generator: Tensor | None = None,  # [n] int64, which generator drew each
     batch_size: int | None = None,    # images at once; None: see `images_at_once`
 ) -> Samples:                         # on the device of the images
-    "Images with a classifier's view of them."
+    "Images with a classifier's view of them; a `ValueError` unless there is one label for each image."
+    if len(labels) != len(images):
+        raise ValueError(f"{len(labels)} labels for {len(images)} images: give one label for each image")
     logits, features = outputs(classifier, images, batch_size)
     return Samples(images, labels.to(images.device), logits.softmax(1), features, generator)
 

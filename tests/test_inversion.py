@@ -512,6 +512,23 @@ def test_an_objective_that_reads_layers_is_of_one_classifier() -> None:
         Inverter(two[1], objective=objective, batch_size=8)
 
 
+def test_a_loaded_run_is_saved_with_its_steps_and_its_history(tmp_path: Path) -> None:
+    classifier = frozen(small_model())
+    inverter = Inverter(classifier, **SMALL)
+    inverter.fit(7, **QUIET)
+    inverter.save(tmp_path)
+    history = (tmp_path / "history.csv").read_text()
+    again = Inverter.load(tmp_path, classifier)
+    assert again.save(tmp_path)["steps"] == 7 and (tmp_path / "history.csv").read_text() == history
+    again.fit(2, **QUIET)
+    assert summary(again, again.sample(8))["steps"] == 9
+
+
+def test_weights_of_old_are_told_where_they_are() -> None:
+    with pytest.raises(AttributeError, match=r"inverter.objective\['gamma'\] = 4"): small_inverter().weights
+    with pytest.raises(AttributeError): small_inverter().weights = {"gamma": 4}
+
+
 def test_a_plain_module_gets_the_line_to_write() -> None:
     line = r"FrozenClassifier\(classifier, shape=\(channels, height, width\)\)"
     with pytest.raises(ValueError, match=line): Inverter(small_model())
