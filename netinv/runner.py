@@ -38,6 +38,7 @@ def run_tasks(
     "All tasks, each done once."
     import torch
     from joblib import Parallel, delayed
+    from joblib.externals.loky import get_reusable_executor
 
     from netinv.device import KEEP_MEMORY, pick_device
 
@@ -48,8 +49,11 @@ def run_tasks(
     settings = json.loads(json.dumps(settings))  # as a file gives them back
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "A worker stopped")  # joblib takes kept memory for a leak
-        done = Parallel(n_jobs=jobs)(delayed(_once)(work, task, Path(folder), settings, resume, jobs) for task in tasks)
-    return dict(zip(tasks, done))
+        try:
+            once = (delayed(_once)(work, task, Path(folder), settings, resume, jobs) for task in tasks)
+            return dict(zip(tasks, Parallel(n_jobs=jobs)(once)))
+        finally:
+            if jobs > 1: get_reusable_executor().shutdown()  # idle workers keep memory for minutes
 
 # %% ../nbs/runner.ipynb #5c1e0b4b
 def _once(
