@@ -1,25 +1,56 @@
 "Every notebook, from top to bottom, through the same function as `netinv run`, with the least that still runs."
 import json
+import os
 import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+import yaml
 
-from netinv.runner import notebook_parameters, notebooks, run_notebook
+from netinv.runner import notebook_parameters, notebooks
 
 ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOKS = notebooks(ROOT)
 EXPERIMENTS = {name: path for name, path in NOTEBOOKS.items() if path.parent.name == "experiments"}
 
 
-@pytest.mark.parametrize("name", NOTEBOOKS)
-def test_notebook_runs(name: str, tmp_path: Path) -> None:
-    notebook = NOTEBOOKS[name]
-    folder = run_notebook(notebook, profile="smoke", out=tmp_path / "run", progress=False)
+SMOKE = yaml.safe_load((ROOT / "nbs/experiments/profiles/smoke.yaml").read_text(encoding="utf-8"))
+RUN = "import sys; from netinv.cli import main; sys.exit(main(sys.argv[1:]))"
+
+
+def run(name: str, folder: Path) -> subprocess.CompletedProcess:
+    "`netinv run` in a process of its own, with one thread."
+    command = [sys.executable, "-c", RUN, "run", str(NOTEBOOKS[name]), "--profile", "smoke", "--out", str(folder)]
+    return subprocess.run(command, cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True)
+
+
+@pytest.fixture(scope="module")
+def runs(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict]:
+    "The runs of all chosen notebooks, two at a time: each with its folder."
+    ours = (i for i in request.session.items if getattr(i, "originalname", "") == "test_notebook_runs")
+    chosen = [item.callspec.params["name"] for item in ours]
+    folder = tmp_path_factory.mktemp("runs")
+    with ThreadPoolExecutor(2) as pool:
+        yield {name: (pool.submit(run, name, folder / name), folder / name) for name in chosen}
+
+
+@pytest.mark.parametrize("name", SMOKE)  # nbdev_test has run the others, which have no parameters
+def test_notebook_runs(name: str, runs: dict[str, tuple[Future, Path]]) -> None:
+    notebook, (future, folder) = NOTEBOOKS[name], runs[name]
+    done = future.result()
+    assert done.returncode == 0, done.stderr[-3000:]
     executed = json.loads((folder / notebook.name).read_text(encoding="utf-8"))
     assert not executed["metadata"]["papermill"]["exception"]
     if "out_dir" in notebook_parameters(notebook):
         assert json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
+
+
+def test_notebooks_without_a_profile_have_no_parameters() -> None:
+    assert not [name for name, path in NOTEBOOKS.items() if name not in SMOKE and notebook_parameters(path)]
 
 
 def test_experiments_write_into_their_run_folder() -> None:
@@ -27,8 +58,6 @@ def test_experiments_write_into_their_run_folder() -> None:
 
 
 def test_the_sidebar_has_every_notebook_and_none_has_a_number() -> None:
-    import yaml
-
     site = yaml.safe_load((ROOT / "_quarto.yml").read_text(encoding="utf-8"))
     pages = re.findall(r"[\w/]+\.ipynb", str(site["website"]["sidebar"]["contents"]))
     assert [str(path.relative_to(ROOT / "nbs")) for path in NOTEBOOKS.values()] == pages
@@ -37,8 +66,6 @@ def test_the_sidebar_has_every_notebook_and_none_has_a_number() -> None:
 
 def test_profiles_know_every_experiment() -> None:
     "A section for each experiment in each profile, and none for a notebook that is not there."
-    import yaml
-
     for profile in ("smoke", "cpu", "gpu"):
         sections = yaml.safe_load((ROOT / f"nbs/experiments/profiles/{profile}.yaml").read_text(encoding="utf-8"))
         assert set(sections) <= set(NOTEBOOKS), profile
