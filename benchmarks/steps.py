@@ -3,9 +3,9 @@
 Each measurement is a whole process in one checkout, first the one, then the other, and so on, so that both meet the
 same machine. Medians over rounds are compared; a ratio above 1 says that the second checkout takes longer.
 
-    git worktree add --detach /tmp/before COMMIT
-    python benchmarks/steps.py /tmp/before .               # MNIST and a subset of CIFAR-10, five rounds
-    python benchmarks/steps.py /tmp/before . --rounds 9 --limit 1.05   # exit code 1 if a ratio is above the limit
+    git worktree add --detach ../before COMMIT
+    python benchmarks/steps.py ../before .               # MNIST and a subset of CIFAR-10, five rounds
+    python benchmarks/steps.py ../before . --rounds 9 --limit 1.05   # exit code 1 if a ratio is above the limit
 """
 import argparse
 import json

@@ -357,7 +357,6 @@ class ClassifierOutput(NamedTuple):
 # %% ../nbs/frozen.ipynb #ca0178b2
 class FrozenClassifier:
     "A frozen copy of any classifier, checked, its features at hand (section 3.1); a `ValueError` if it is unfit."
-
     @torch.inference_mode(False)  # copies made in inference mode could never have gradients
     def __init__(
         self,
@@ -372,7 +371,7 @@ class FrozenClassifier:
         check_sizes(shape, n_classes)
         self.shape, self.device = tuple(shape), pick_device(device)
         self.preprocess = frozen_copy(preprocess, self.device) if isinstance(preprocess, nn.Module) else preprocess
-        self.layout = self.in_place = None  # not known yet
+        self.layout = self.in_place = self.alone = None  # not known yet; the last one until `head` is used
         probe = probe_images(self.shape, self.device)
         with borrowed_rng(None, self.device), torch.no_grad():
             self._adopt(model, probe)
@@ -380,7 +379,6 @@ class FrozenClassifier:
             self.tap, self.feature_layer = tap_features(self.model, lambda: self._forward(probe), outputs, features)
             self.from_probabilities = are_probabilities(outputs)
             self.n_classes, self.feature_dim = outputs.shape[1], self(probe).features.shape[1]
-        self.alone = None  # not known until `head` is used
         never = outputs == (0 if self.from_probabilities else -math.inf)
         self.unreachable = never.all(0).nonzero().flatten().tolist()
 
@@ -401,12 +399,6 @@ class FrozenClassifier:
         if self.layout: images = images.contiguous(memory_format=self.layout)
         return self.model(self.preprocess(images) if self.preprocess else images)
 
-    def __repr__(self) -> str:
-        "One line: sizes, where the features are from, which classes cannot be reached."
-        sizes = f"{'x'.join(map(str, self.shape))} -> {self.n_classes} classes, {self.feature_dim} features"
-        never = f", unreachable: {self.unreachable}" if self.unreachable else ""
-        return f"FrozenClassifier({type(self.model).__name__}: {sizes} ({self.feature_layer}){never}, {self.device})"
-
 # %% ../nbs/frozen.ipynb #9bbbb697
 @patch
 def _adopt(
@@ -421,6 +413,12 @@ def _adopt(
             self.in_place = writes_into(self._forward, probe)
             return
         except ValueError: pass
+
+@patch
+def __repr__(self: FrozenClassifier) -> str:
+    sizes = f"{'x'.join(map(str, self.shape))} -> {self.n_classes} classes, {self.feature_dim} features"
+    never = f", unreachable: {self.unreachable}" if self.unreachable else ""
+    return f"FrozenClassifier({type(self.model).__name__}: {sizes} ({self.feature_layer}){never}, {self.device})"
 
 # %% ../nbs/frozen.ipynb #10b96d1f
 def check_frozen(classifier) -> None:

@@ -70,14 +70,6 @@ class Loop(Run):
         self.sample_rng = torch.Generator(self.device).manual_seed(1_000 * seed + 999)
         self.began = time.perf_counter()
 
-    def parts(self) -> dict[str, nn.Module]:
-        "The generators, and the running mean of their weights."
-        return {"generators": self.generators, "averaged": self.averaged}
-
-    def settings(self) -> dict:
-        "All settings that decide the outcome, but for the weights."
-        return self.config | {"objective": type(self.objective).__name__}
-
     def __repr__(self) -> str:
         kind, k = type(self).__name__, len(self.generators)
         return f"{kind}({k} generators, {self.step} steps, {self.conditioning}, {self.classifier})"
@@ -93,6 +85,16 @@ def _build(self: Loop, factory: Callable, seeds: list[int]) -> None:
     self.rngs = [torch.Generator(self.device).manual_seed(seed) for seed in seeds]
     self.optimizers = [torch.optim.Adam(self.generators.parameters(), self.config["lr"], betas=(0.5, 0.999),
                                         fused=self.device.type in ("cpu", "cuda"))]
+
+@patch
+def parts(self: Loop) -> dict[str, nn.Module]:
+    "The generators, and the running mean of their weights."
+    return {"generators": self.generators, "averaged": self.averaged}
+
+@patch
+def settings(self: Loop) -> dict:
+    "All settings that decide the outcome, but for the weights."
+    return self.config | {"objective": type(self.objective).__name__}
 
 # %% ../nbs/loop.ipynb #d7924ab8
 def _check_settings(objective, batch_size: int, n_generators: int, lr: float, averaging: float, seed: int) -> None:
