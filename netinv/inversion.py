@@ -6,7 +6,6 @@
 __all__ = ['Inverter', 'summary']
 
 # %% ../nbs/inversion.ipynb #021c0aa5
-import json
 import math
 import os
 import warnings
@@ -26,12 +25,24 @@ from .samples import FrozenClassifier, Samples, check_frozen, class_accuracy
 # %% ../nbs/inversion.ipynb #00836fb7
 class Inverter(Loop):
     "Trains generators against a frozen classifier (section 3.3), samples from them, and is saved and loaded."
-    before = {"steps": 0, "seconds": 0.0}  # what a loaded run had been trained for
+    before = None  # the history of a run that was loaded, a DataFrame
 
-    @property
-    def weights(self) -> None:
+    def _told(self, *weights) -> None:
         "What version 0.1.0 called the objective."
         raise AttributeError("weights are part of the objective now: inverter.objective['gamma'] = 4")
+
+    weights = property(_told, _told)
+
+    @property
+    def history(self):  # pandas.DataFrame, see `Loop.history`
+        "The history, after that of the run that was loaded, if it was."
+        new = Loop.history.fget(self)
+        if self.before is None: return new
+        import pandas as pd
+
+        end = self.before.iloc[-1]
+        later = new.assign(step=new.step + int(end.step), seconds=new.seconds + end.seconds)
+        return pd.concat([self.before, later], ignore_index=True) if len(new) else self.before
 
 # %% ../nbs/inversion.ipynb #e605dcd3
 @patch
@@ -98,12 +109,12 @@ def summary(
     "The numbers of a run: accuracies, confidence, effort, and the classes that are out of reach."
     per_class = class_accuracy(samples.hits, samples.labels, inverter.classifier.n_classes)
     known = lambda value: None if math.isnan(value) else value  # JSON has no NaN
+    before = (0, 0.0) if inverter.before is None else inverter.before[["step", "seconds"]].iloc[-1].tolist()
     return {"inversion_accuracy": samples.hits.float().mean().item(),
             "worst_class_accuracy": known(per_class[inverter.conditioning.classes].min().item()),
             "inversion_accuracy_per_class": [known(a) for a in per_class.tolist()],
             "confidence": known(samples.probs.gather(1, samples.labels[:, None]).mean().item()),
-            "samples": len(samples), "steps": inverter.before["steps"] + inverter.step,
-            "seconds": inverter.before["seconds"] + inverter.seconds,
+            "samples": len(samples), "steps": inverter.step + int(before[0]), "seconds": inverter.seconds + before[1],
             "unreachable": inverter.classifier.unreachable, "unreached": (per_class == 0).nonzero()[:, 0].tolist()}
 
 # %% ../nbs/inversion.ipynb #cd5dfbdd
@@ -121,9 +132,8 @@ def save(
              "classifier": fingerprint(classifier.model)}
     weights = {**self.averaged.module.state_dict(), "answers": classifier.answers()}
     numbers = summary(self, drawn)
-    history = {} if self.before["steps"] and self.log is None else {"history.csv": self.history}  # none but the old one
     write_run(folder, {
-        "config.yaml": {**self.config, **self.objective.describe(), **about}, **history,
+        "config.yaml": {**self.config, **self.objective.describe(), **about}, "history.csv": self.history,
         "generator.safetensors": (weights, {"config": self.config}), "samples.safetensors": (vars(drawn), {}),
         "samples.png": drawn._repr_png_(), "metrics.json": numbers})
     return numbers
@@ -152,6 +162,15 @@ def _of_today(config: dict, folder: str | os.PathLike) -> dict:
     kind = "Reconstruction" if "eta_var" in config["weights"] else "Inversion"
     return config | {"generator": {"kind": "Generator", "width": 64, **sizes}, "objective": kind}
 
+# %% ../nbs/inversion.ipynb #951546af
+def _history_in(folder: str | os.PathLike):  # pandas.DataFrame; None where there is none
+    "The history of a saved run, which sampling can do without."
+    import pandas as pd
+
+    try: table = pd.read_csv(Path(folder) / "history.csv")
+    except (OSError, ValueError): return None
+    return table if len(table) and {"step", "seconds"} <= set(table) else None
+
 # %% ../nbs/inversion.ipynb #523957e1
 @patch(cls_method=True)
 def load(
@@ -176,8 +195,7 @@ def load(
     inverter = cls(classifier, objective=objective, generator=factory, **config, **settings)
     drawn_with, _ = load_network(path := Path(folder) / "generator.safetensors", "generator")
     if "answers" in drawn_with: _check_answers(classifier, drawn_with.pop("answers"), path)
-    told = Path(folder) / "metrics.json"
-    inverter.before = cls.before | (json.loads(told.read_text()) if told.exists() else {})
+    inverter.before = _history_in(folder)
     try:
         for modules in (inverter.generators, inverter.averaged.module): modules.load_state_dict(drawn_with)
     except RuntimeError as e:

@@ -519,14 +519,21 @@ def test_a_loaded_run_is_saved_with_its_steps_and_its_history(tmp_path: Path) ->
     inverter.save(tmp_path)
     history = (tmp_path / "history.csv").read_text()
     again = Inverter.load(tmp_path, classifier)
-    assert again.save(tmp_path)["steps"] == 7 and (tmp_path / "history.csv").read_text() == history
+    steps = again.save(tmp_path)["steps"]
+    assert steps == 7 and isinstance(steps, int) and (tmp_path / "history.csv").read_text() == history
+    assert again.history.step.tolist() == list(range(1, 8))
     again.fit(2, **QUIET)
-    assert summary(again, again.sample(8))["steps"] == 9
+    numbers = again.save(tmp_path / "further")
+    assert numbers["steps"] == 9 and numbers["seconds"] > inverter.seconds
+    longer = pd.read_csv(tmp_path / "further/history.csv")
+    assert longer.step.tolist() == list(range(1, 10)) and longer.seconds.is_monotonic_increasing
+    (tmp_path / "history.csv").write_text("{broken")
+    assert len(Inverter.load(tmp_path, classifier).sample(4)) == 4
 
 
 def test_weights_of_old_are_told_where_they_are() -> None:
     with pytest.raises(AttributeError, match=r"inverter.objective\['gamma'\] = 4"): small_inverter().weights
-    with pytest.raises(AttributeError): small_inverter().weights = {"gamma": 4}
+    with pytest.raises(AttributeError, match="part of the objective now"): small_inverter().weights = {"gamma": 4}
 
 
 def test_a_plain_module_gets_the_line_to_write() -> None:
