@@ -44,6 +44,30 @@ def real_data() -> Path:
     return data_root()
 
 
+@pytest.fixture(scope="session")
+def digits():
+    "The digits that the victim knows by heart, as `ImageData`."
+    import victims
+
+    return victims.digits()
+
+
+@pytest.fixture(scope="session")
+def unseen():
+    "Those that it has not seen, a `Split`."
+    import victims
+
+    return victims.unseen()
+
+
+@pytest.fixture(scope="session")
+def frozen():
+    "The victim, a `FrozenClassifier` that tests do not change."
+    import victims
+
+    return victims.victim()
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     "Skip the tests marked `gpu` where there is no CUDA device."
     if torch.cuda.is_available(): return

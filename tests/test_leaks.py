@@ -12,21 +12,6 @@ from netinv.leaks import frechet_distance, leak_test, nearest, reconstruction_re
 from netinv.samples import Samples
 
 
-@pytest.fixture(scope="module", name="digits")
-def digits_() -> ImageData:
-    return victims.digits()
-
-
-@pytest.fixture(scope="module", name="unseen")
-def unseen_() -> Split:
-    return victims.unseen()
-
-
-@pytest.fixture(scope="module")
-def frozen() -> FrozenClassifier:
-    return victims.victim()
-
-
 def test_nearest_finds_a_copy_in_noise() -> None:
     others = torch.rand(50, 1, 16, 16, generator=torch.Generator().manual_seed(0))
     index, correlation, ssim, psnr = nearest((others[[7, 31]] + 0.01).clamp(0, 1), others)

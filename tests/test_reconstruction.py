@@ -5,7 +5,6 @@ from dataclasses import fields
 
 import pytest
 import torch
-import victims
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from networks import worn_cnn
@@ -26,16 +25,6 @@ from netinv.traces import Perturbation
 QUIET = {"progress": False, "amp": "off"}
 SMALL = {"generator": Generator.sized(width=16, latent_dim=8), "batch_size": 24}
 STILL = dict.fromkeys(["epsilon", "shift", "angle", "scale", "channels", "clean"], 0.0)  # nothing is disturbed
-
-
-@pytest.fixture(scope="module", name="digits")
-def digits_() -> ImageData:
-    return victims.digits()
-
-
-@pytest.fixture(scope="module")
-def frozen() -> FrozenClassifier:
-    return victims.victim()
 
 
 def test_no_training_image_can_reach_the_attacker() -> None:

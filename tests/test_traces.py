@@ -4,7 +4,6 @@ import threading
 
 import pytest
 import torch
-import victims
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
@@ -15,16 +14,6 @@ from netinv.frozen import FrozenClassifier
 from netinv.traces import (
     ChannelDrop, InputTap, Perturbation, bn_loss, leading_directions, n_clean, remembering_layers, span_share,
 )
-
-
-@pytest.fixture(scope="module", name="digits")
-def digits_() -> ImageData:
-    return victims.digits()
-
-
-@pytest.fixture(scope="module")
-def frozen() -> FrozenClassifier:
-    return victims.victim()
 
 
 @given(st.floats(0, 0.3), st.integers(0, 2**20))

@@ -26,7 +26,7 @@ def unseen() -> Split:
 
 @cache
 def victim() -> FrozenClassifier:
-    "Trained once for all tests, which leave it as it is."
+    "Trained once for all tests, which do not change it."
     model = train_classifier(digits(), epochs=30, device="cpu", progress=False)
     return FrozenClassifier(model, shape=digits().shape, device="cpu")
 
