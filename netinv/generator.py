@@ -207,11 +207,12 @@ class Generator(Drawing):
         latent_dim: int = 64,         # Z, entries of the latent
         width: int = 48,              # channels of the small maps; halved at each doubling but the first, down to 16
         dropout: float = 0.2,         # share of values (small maps) or channels (large maps) dropped, in [0, 1)
-        brightness: float = 0.05,     # mean pixel of the untrained generator, in (0, 1)
+        brightness: float | None = None,  # mean pixel of the untrained generator, in (0, 1); None: 0.5
         smooth: int = 1,              # how often the last map is averaged over 3 x 3 pixels
         stretch: float = 0.0,         # how far pixels reach below 0 before they are cut off there, at least 0
     ):
         super().__init__()
+        if brightness is None: brightness = 0.5
         _check(shape, latent_dim, width, smooth, dropout, brightness, stretch)
         self.shape, self.latent_dim, self.conditioning = tuple(shape), latent_dim, conditioning
         self.smooth, self.stretch = smooth, stretch

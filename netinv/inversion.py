@@ -17,8 +17,8 @@ import torch
 from fastcore.basics import patch
 from torch import Tensor
 
-from .loop import Generator, Loop
-from .objective import Objective, build_objective
+from .loop import Generator, Loop, variety
+from .objective import Inversion, Objective, build_objective
 from .runs import Run, fingerprint, load_network, read_config, write_run
 from .samples import FrozenClassifier, Samples, check_frozen, class_accuracy
 
@@ -106,7 +106,7 @@ def summary(
     inverter: Inverter,
     samples: Samples,  # of all classes that can be reached
 ) -> dict:             # ready for JSON
-    "The numbers of a run: accuracies, confidence, effort, and the classes that are out of reach."
+    "The numbers of a run: accuracies, confidence, variety, effort, and the classes that are out of reach."
     per_class = class_accuracy(samples.hits, samples.labels, inverter.classifier.n_classes)
     known = lambda value: None if math.isnan(value) else value  # JSON has no NaN
     before = (0, 0.0) if inverter.before is None else inverter.before[["step", "seconds"]].iloc[-1].tolist()
@@ -114,6 +114,7 @@ def summary(
             "worst_class_accuracy": known(per_class[inverter.conditioning.classes].min().item()),
             "inversion_accuracy_per_class": [known(a) for a in per_class.tolist()],
             "confidence": known(samples.probs.gather(1, samples.labels[:, None]).mean().item()),
+            "variety": variety(samples), "reached": inverter.goal.reached if inverter.goal else None,
             "samples": len(samples), "steps": inverter.step + int(before[0]), "seconds": inverter.seconds + before[1],
             "unreachable": inverter.classifier.unreachable, "unreached": (per_class == 0).nonzero()[:, 0].tolist()}
 
@@ -123,11 +124,10 @@ def save(
     self: Inverter,
     folder: str | os.PathLike,
     *,
-    samples: int | None = None,  # how many to draw; None: 100 a class, at most 2,000 if that is one a class or more
+    samples: int | None = None,  # how many to draw; None: see `Loop.n_judged`
 ) -> dict:                       # `summary`, as in metrics.json
     "Write config.yaml, metrics.json, history.csv, generator.safetensors, samples.safetensors and samples.png."
-    classifier, classes = self.classifier, len(self.conditioning.classes)
-    drawn = self.sample(samples or max(min(100 * classes, 2_000), classes), seed=self.config["seed"])
+    classifier, drawn = self.classifier, self.sample(samples or self.n_judged(), seed=self.config["seed"])
     about = {"shape": list(classifier.shape), "n_classes": classifier.n_classes,
              "classifier": fingerprint(classifier.model)}
     weights = {**self.averaged.module.state_dict(), "answers": classifier.answers()}
@@ -154,13 +154,18 @@ def _factory(
 
 # %% ../nbs/inversion.ipynb #4659878d
 def _of_today(config: dict, folder: str | os.PathLike) -> dict:
-    "A run's settings in today's form: version 0.1.0 named neither the objective nor the generator."
+    "A run's settings in today's form: earlier versions had the cross, fewer terms, and in 0.1.0 no name for either."
     if not isinstance(config["weights"], dict):
         raise ValueError(f"{folder}/config.yaml is damaged (weights): save the run anew")
-    if "objective" in config or "generator" in config: return read_config(folder, "objective", "generator")
-    sizes = {name: config.pop(name) for name in Generator.__init__.__kwdefaults__ if name in config}
-    kind = "Reconstruction" if "eta_var" in config["weights"] else "Inversion"
-    return config | {"generator": {"kind": "Generator", "width": 64, **sizes}, "objective": kind}
+    if "objective" in config or "generator" in config: read_config(folder, "objective", "generator")
+    else:
+        sizes = {name: config.pop(name) for name in Generator.__init__.__kwdefaults__ if name in config}
+        kind = "Reconstruction" if "eta_var" in config["weights"] else "Inversion"
+        config |= {"generator": {"kind": "Generator", "width": 64, **sizes}, "objective": kind}
+    if "pattern" in config: return config
+    new = {row.name: 0.0 for row in Inversion.terms[5:]} if config["objective"] == "Inversion" else {}
+    still = {row.name: 0.0 for row in Inversion.settings} if new else config.get("settings", {})
+    return config | {"pattern": "cross", "weights": new | config["weights"], "settings": still}
 
 # %% ../nbs/inversion.ipynb #951546af
 def _history_in(folder: str | os.PathLike):  # pandas.DataFrame; None where there is none

@@ -9,7 +9,9 @@ __all__ = ['Loop']
 import math
 import os
 import time
+import warnings
 from collections.abc import Callable
+from functools import partial
 from numbers import Integral
 
 import torch
@@ -21,7 +23,9 @@ from torch.optim.swa_utils import AveragedModel
 from .conditioning import Condition, make_conditioning
 from .device import pick_amp
 from .faster import accelerate, move_mean, together
+from .first_look import start_brightness, usual_batch
 from .generator import Generator, describe_generator, make_generator
+from .goal import Goal, variety
 from .moved import refuse_arguments
 from .objective import Inversion, Objective
 from .runs import Log, Run, SYNC_EVERY
@@ -33,6 +37,8 @@ from netinv.samples import (
 # %% ../nbs/loop.ipynb #813e22ca
 class Loop(Run):
     "Trains conditioned generators against a frozen classifier (section 3.3) and samples from them; see `Inverter`."
+    goal: Goal | None = None  # of the latest call of `fit`, if it had one
+
     def __init__(
         self,
         classifier: FrozenClassifier,
@@ -41,8 +47,9 @@ class Loop(Run):
         generator: Callable | None = None,     # shape and conditioning to network; None: the objective's choice
         conditioning: str = "vector-matrix",   # "label", "vector", "matrix" or "vector-matrix"
         n_generators: int = 1,                 # K >= 1, trained at once and independently
+        pattern: str = "scattered",            # of the matrix, or "cross", the paper's
         temperature: float = 0.15,             # T > 0 in P = softmax(v / T)
-        batch_size: int = 160,                 # B >= 2, images of each generator in a step
+        batch_size: int | None = None,         # B >= 2, images of each generator in a step; None: see `usual_batch`
         lr: float = 1e-2,                      # step size of Adam
         averaging: float = 0.9,                # decay of the mean of the weights, which draws samples; 0 for no mean
         classes: list[int] | None = None,      # labels to ask for; None for all that can be reached
@@ -55,18 +62,21 @@ class Loop(Run):
         check_frozen(classifier)
         self.classifier, self.device, self.amp = classifier, classifier.device, pick_amp(amp, classifier.device)
         classes = None if classes is None else whole_numbers("classes", classes)
+        if batch_size is None: batch_size = usual_batch(classifier)
         _check_settings(objective, batch_size, n_generators, lr, averaging, seed)
         self.objective, self.batch_size, seed = objective or Inversion(), batch_size, int(seed)
         self.target = classifier.folded() if folded and not self.objective.watches else classifier
         self.objective.prepare(classifier, self.amp)
-        factory = generator or self.objective.generator() or Generator.sized()
+        factory = _lit(generator or self.objective.generator() or Generator.sized(), classifier)
         self.conditioning = make_conditioning(
             conditioning, classifier.n_classes, temperature=temperature, side=min(classifier.shape[1:]),
-            classes=reachable(classifier, classes))
-        self.config = dict(conditioning=conditioning, n_generators=n_generators, temperature=temperature,
+            pattern=pattern, classes=reachable(classifier, classes))
+        self.config = dict(conditioning=conditioning, pattern=pattern, n_generators=n_generators, temperature=temperature,
                            batch_size=batch_size, lr=lr, averaging=averaging, classes=classes, seed=seed,
                            generator=describe_generator(factory))
         self._build(factory, [1_000 * seed + k for k in range(n_generators)])
+        self.met = torch.zeros(n_generators, classifier.n_classes, device=self.device)  # share of hits lately
+        self.asked = torch.tensor(self.conditioning.classes, device=self.device)
         self.sample_rng = torch.Generator(self.device).manual_seed(1_000 * seed + 999)
         self.began = time.perf_counter()
 
@@ -86,10 +96,25 @@ def _build(self: Loop, factory: Callable, seeds: list[int]) -> None:
     self.optimizers = [torch.optim.Adam(self.generators.parameters(), self.config["lr"], betas=(0.5, 0.999),
                                         fused=self.device.type in ("cpu", "cuda"))]
 
+def _lit(factory: Callable, classifier: FrozenClassifier) -> Callable:
+    "The factory, with the brightness that suits the classifier where it makes a `Generator` without one."
+    if describe_generator(factory).get("brightness", 0.0) is not None: return factory
+    return partial(factory, brightness=start_brightness(classifier))
+
 @patch
 def parts(self: Loop) -> dict[str, nn.Module]:
     "The generators, and the running mean of their weights."
     return {"generators": self.generators, "averaged": self.averaged}
+
+@patch
+def more(self: Loop) -> dict[str, Tensor]:
+    "The share of hits that each class has had lately."
+    return {"met": self.met}
+
+@patch
+def take(self: Loop, state: dict[str, Tensor]) -> None:
+    "Put it back."
+    self.met.copy_(state["met"])
 
 @patch
 def settings(self: Loop) -> dict:
@@ -108,6 +133,24 @@ def _check_settings(objective, batch_size: int, n_generators: int, lr: float, av
         raise ValueError(f"averaging is {averaging}: expected a decay from 0 up to, not including, 1")
     if not isinstance(seed, Integral): raise ValueError(f"seed is {seed!r}: expected a whole number")
 
+# %% ../nbs/loop.ipynb #f2889d1d
+@patch
+def ask(
+    self: Loop,
+    k: int,                # which generator
+    rng: torch.Generator,
+) -> Tensor | None:        # [B] int64 labels; None: drawn uniformly by the conditioning
+    "What a batch is asked to be; nothing here waits for the device."
+    demand, b = self.objective.demand(self.met), self.batch_size
+    if demand is None: return None
+    wanted = demand[k, self.asked]
+    if b >= 2 * len(wanted):
+        ends = wanted.cumsum(0)
+        at = torch.rand(b, generator=rng, device=self.device) * ends[-1]
+        return self.asked[torch.searchsorted(ends, at).clamp(max=len(wanted) - 1)]
+    noise = torch.rand(len(wanted), generator=rng, device=self.device).log()  # the largest of log(u) / w: w is the odds
+    return self.asked[(noise / wanted).topk(max(1, b // 4)).indices].repeat_interleave(-(-b // max(1, b // 4)))[:b]
+
 # %% ../nbs/loop.ipynb #525cdebf
 @patch
 def draw(
@@ -115,7 +158,9 @@ def draw(
 ) -> tuple[Tensor, Condition]:  # images [K, B, C, H, W]; fields [K, B, ...]
     "One batch from every generator, to train on."
     n, generators = self.batch_size, list(self.generators)
-    conditions = [self.conditioning.sample(n, rng=rng) for rng in self.rngs]
+    labels = [self.ask(k, rng) for k, rng in enumerate(self.rngs)]
+    conditions = [self.conditioning.sample(n, rng=rng) if asked is None else self.conditioning.about(asked, rng)
+                  for asked, rng in zip(labels, self.rngs)]
     latents = [generator.latent(n, rng) for generator, rng in zip(generators, self.rngs)]
     stacked = Condition(*(None if parts[0] is None else torch.stack(parts) for parts in zip(*conditions)))
     if self.at_once:
@@ -133,7 +178,8 @@ def train_step(self: Loop) -> None:
         shown = self.objective.show(images, self.rngs)
         with self.objective.watching(self.rngs): flat = self.target(shown.flatten(0, 1))
     out = ClassifierOutput(*(part.unflatten(0, images.shape[:2]) for part in flat))
-    terms = self.objective(images, condition, out)
+    share = self.objective.share(self.met)
+    terms = self.objective(images, condition, out, None if share is None else share.gather(1, condition.labels))
     total = self.objective.weigh(terms)
     self.optimizers[0].zero_grad()
     parameters = list(self.generators.parameters())  # alone: a term may differentiate by the classifier's weights
@@ -151,12 +197,15 @@ def record(
     labels: Tensor,            # [K * B] int64
     logits: Tensor,            # [K * B, N]
 ) -> None:
-    "Log the terms, and of each class how many were asked for and how many were hit."
+    "Log the terms, and of each class how many were asked for and hit, and follow the share of hits of each."
     n, names = self.classifier.n_classes, ["total", *self.objective.weights]
     if self.log is None:
         self.log = Log([*names, *(f"hits_{k}" for k in range(n)), *(f"asked_{k}" for k in range(n))], self.device)
     asked = torch.nn.functional.one_hot(labels, n).float()
     hits = asked * (logits.argmax(1) == labels)[:, None]
+    by_class = lambda counts: counts.view(len(self.met), -1, n).sum(1)  # [K, N]
+    n_asked = by_class(asked)
+    self.met.lerp_(by_class(hits) / n_asked.clamp(min=1), 0.2 * (n_asked > 0))
     off = logits.new_full((), torch.nan)
     numbers = torch.stack([terms.get(name, off).detach() for name in names])
     self.log.write(torch.cat([numbers, hits.sum(0), asked.sum(0)]), self.seconds)
@@ -247,29 +296,53 @@ def sample(
 
 # %% ../nbs/loop.ipynb #d5165d8d
 @patch
+def n_judged(self: Loop) -> int:
+    "How many samples a run is judged by: 100 a class, at most 2,000 if that is one a class or more."
+    classes = len(self.conditioning.classes)
+    return max(min(100 * classes, 2_000), classes)
+
+@patch
 def measure(
     self: Loop,
-    per_class: int | None = None,  # samples of each class and generator; None: 1,000 a generator, at least 20 a class
+    per_class: int | None = None,  # samples of each class and generator; None: those that a saved run is judged by
 ) -> Tensor:                       # [K, N] float32 in [0, 1], NaN for classes that are left out
-    "Inversion accuracy on fresh samples with dropout on; the same samples at the same step, whatever was drawn before."
-    n = self.classifier.n_classes
-    per_class = per_class or max(20, 1_000 // n)
-    count = per_class * len(self.conditioning.classes)
-    samples = [self.sample(count, generators=[k], seed=self.step) for k in range(len(self.generators))]
+    "Inversion accuracy on fresh samples with dropout on; the same samples whatever was drawn before."
+    n, count = self.classifier.n_classes, self.n_judged()
+    if per_class: count = per_class * len(self.conditioning.classes)
+    samples = [self.sample(count, generators=[k], seed=self.config["seed"]) for k in range(len(self.generators))]
     return torch.stack([class_accuracy(s.hits, s.labels, n) for s in samples])
 
 # %% ../nbs/loop.ipynb #4521f6c0
 @patch
-def has_reached(
+def looks_every(self: Loop) -> int:
+    "Steps between two looks: drawing and classifying an image costs a third of training on it."
+    return math.ceil(10 * self.n_judged() / (3 * self.batch_size))
+
+@patch
+def is_done(
     self: Loop,
-    until: float | None,  # inversion accuracy in [0, 1]
-    block: Tensor,        # [n, columns] the log's latest rows
+    goal: Goal,
+    block: Tensor,  # [n, columns] the log's latest rows
 ) -> bool:
-    "Whether every class of every generator is at `until`: first by the training batches, then by fresh samples."
-    if until is None: return False
+    "Whether a run has met its goal, or has no hope of it, which a warning tells."
     hits, asked = (self.columns(block, name).sum(0)[self.conditioning.classes] for name in ("hits", "asked"))
-    if (hits / asked.clamp(min=1)).min() < until - 0.05: return False
-    return bool((self.measure()[:, self.conditioning.classes] >= until).all())
+    worst = (hits / asked).nan_to_num(1).min().item()
+    if goal.is_stuck(self.step, self.met[:, self.asked].min().item()):
+        warnings.warn(f"stopped after {self.step} steps without gain, {goal.verdict(self.judged())}: such a class was left "
+                      f"out of the terms for variety, and asked for up to {1 + self.objective.numbers.get('lag', 0):g} "
+                      "times as often as others")
+        return True
+    last = goal.rows[-1][0] if goal.rows else 0
+    if worst < goal.until - 0.2 or self.step - last < self.looks_every(): return False
+    drawn, classes = self.judged(), self.conditioning.classes
+    found = class_accuracy(drawn.hits, drawn.labels, self.classifier.n_classes)[None]
+    if len(self.generators) > 1: found = torch.cat([found, self.measure()])
+    return goal.look(self.step, found[:, classes], len(drawn) // len(classes), variety(drawn))
+
+@patch
+def judged(self: Loop) -> Samples:
+    "The samples that a run is judged by."
+    return self.sample(self.n_judged(), seed=self.config["seed"])
 
 # %% ../nbs/loop.ipynb #0d8a9080
 @patch
@@ -302,13 +375,24 @@ def show(
                     worst=f"{(hits / asked).nan_to_num(1).min():.0%}")
     bar.update(len(block))
 
+# %% ../nbs/loop.ipynb #184ae122
+MOST_STEPS = 2_000  # of a run without a limit
+
+def _goal(steps: int | None, until: float | None) -> Goal | None:
+    "What a call of `fit` asks for; None where a number of steps is all; a `ValueError` for what cannot be."
+    if steps is not None and steps < 0: raise ValueError(f"steps is {steps}: expected 0 or more")
+    if until is not None and not 0 < until <= 1:
+        raise ValueError(f"until is {until}: expected an accuracy above 0 and up to 1, such as 0.95")
+    if steps is None: return Goal(0.95 if until is None else until, patience=300)
+    return None if until is None else Goal(until)
+
 # %% ../nbs/loop.ipynb #0d8a908f
 @patch
 def fit(
     self: Loop,
-    steps: int,                                   # at most this many, counting those before a resumed kill
+    steps: int | None = None,                     # at most this many, counting those before a resumed kill; None: 2,000
     *,
-    until: float | None = None,                   # stop once every class has this inversion accuracy, in (0, 1]
+    until: float | None = None,                   # accuracy of every class at which to stop, in (0, 1]; without steps: .95
     checkpoint_dir: str | os.PathLike | None = None,  # a folder for `checkpoint.safetensors`
     checkpoint_every: int = 100,                  # steps, rounded up to a multiple of `SYNC_EVERY`
     resume: bool = False,                         # go on from the checkpoint, if there is one
@@ -318,15 +402,16 @@ def fit(
     "Train (section 3.3); a `FloatingPointError` names a term that is not finite."
     from tqdm.auto import tqdm
 
-    if steps < 0: raise ValueError(f"steps is {steps}: expected 0 or more")
-    if until is not None and not 0 < until <= 1:
-        raise ValueError(f"until is {until}: expected an accuracy above 0 and up to 1, such as 0.95")
+    self.goal = goal = _goal(steps, until)
     meta = self.resume(checkpoint_dir) if resume else {}
-    start, done = meta.get("start", self.step), until is not None and (meta.get("reached") or 0) >= until
-    end = start if done else start + steps
+    if goal and meta.get("goal"): vars(goal).update(meta["goal"], until=goal.until)
+    start, done = meta.get("start", self.step), bool(goal) and (meta.get("reached") or 0) >= goal.until
+    end = start if done else start + (MOST_STEPS if steps is None else steps)
     good, last = self.snapshot(), self.step
+    told = lambda: {"start": start, "goal": vars(goal) if goal else None}
     self.began = time.perf_counter() - self.seconds
-    with tqdm(total=end, initial=self.step, desc="inversion", unit="step", disable=not progress) as bar:
+    with tqdm(total=end if steps is not None else None, initial=self.step, desc="inversion", unit="step",
+              disable=not progress) as bar:
         try:
             while self.step < end:
                 self.train_step()
@@ -335,12 +420,12 @@ def fit(
                 block = self.log.read()
                 good = self.check_finite(block, good)
                 self.show(bar, block)
-                done = self.has_reached(until, block)
+                done = goal is not None and self.is_done(goal, block)
                 if done or stop: break
                 if checkpoint_dir and self.step - last >= checkpoint_every:
-                    self.save_checkpoint(checkpoint_dir, start=start, reached=None)
+                    self.save_checkpoint(checkpoint_dir, reached=None, **told())
                     last = self.step
         finally:
             if self.log and self.log.filled: self.log.read()  # for a run that was interrupted
-    if checkpoint_dir: self.save_checkpoint(checkpoint_dir, start=start, reached=until if done else None)
+    if checkpoint_dir: self.save_checkpoint(checkpoint_dir, reached=goal.until if done else None, **told())
     return self.history

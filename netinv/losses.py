@@ -58,12 +58,21 @@ def unit_rows(
     length = torch.linalg.vector_norm(f, dim=-1, keepdim=True)
     return f / length.masked_fill(length <= eps, 1)
 
+# %% ../nbs/losses.ipynb #1ad9547b
+def shared(
+    f: Tensor,             # [..., B, D] unit rows
+    share: Tensor | None,  # [..., B] in [0, 1]
+) -> Tensor:               # [..., B, D]
+    "Rows as long as their share, whose inner products are cosines times both shares."
+    return f if share is None else f * share.unsqueeze(-1).to(f.dtype)
+
 # %% ../nbs/losses.ipynb #d423a9f6
 def cosine_loss(
-    features: Tensor,  # [B, D] last hidden layer, B >= 2; [K, B, D] for K generators at once
-) -> Tensor:           # scalar in [-1/(B-1), 1], lower is more diverse
+    features: Tensor,             # [B, D] last hidden layer, B >= 2; [K, B, D] for K generators at once
+    share: Tensor | None = None,  # [B] or [K, B] in [0, 1], how much each row counts; None: all fully
+) -> Tensor:                      # scalar in [-1/(B-1), 1], lower is more diverse
     "Mean cosine over all pairs of different rows (section 3.3), then over generators; a zero row has cosine 0."
-    f = unit_rows(features)
+    f = shared(unit_rows(features), share)
     b = f.shape[-2]
     all_pairs, with_itself = f.sum(-2).square().sum(-1), f.square().sum((-2, -1))
     return ((all_pairs - with_itself) / (b * (b - 1))).mean()
@@ -77,23 +86,27 @@ def gram(
 
 # %% ../nbs/losses.ipynb #491184cd
 def ortho_loss(
-    features: Tensor,  # [B, D] last hidden layer, B >= 2; [K, B, D] for K generators at once
-) -> Tensor:           # scalar in [0, 1 - 1/B], lower is more diverse
+    features: Tensor,             # [B, D] last hidden layer, B >= 2; [K, B, D] for K generators at once
+    share: Tensor | None = None,  # [B] or [K, B] in [0, 1], how much each row counts; None: all fully
+) -> Tensor:                      # scalar in [0, 1 - 1/B], lower is more diverse
     "Mean squared difference between Gram matrix and identity (section 3.3), then over generators."
     f = unit_rows(features)
     identity = torch.eye(f.shape[-2], dtype=f.dtype, device=f.device)
-    return (gram(f) - identity).square().mean()
+    off = gram(f) - identity if share is None else (gram(f) - identity) * share.unsqueeze(-1) * share.unsqueeze(-2)
+    return off.square().mean()
 
 # %% ../nbs/losses.ipynb #5f21b677
 def class_cosine_loss(
-    images: Tensor,  # [K, B, C, H, W]
-    labels: Tensor,  # [K, B] int64
-) -> Tensor:         # scalar in [-1, 1]; 0 where no two images share a class
-    "Mean cosine over all pairs of images that have the same label, then over generators."
-    f = unit_rows(images.flatten(2))
+    x: Tensor,                    # [K, B, ...] images or features
+    labels: Tensor,               # [K, B] int64
+    share: Tensor | None = None,  # [K, B] in [0, 1], how much each image counts; None: all fully
+) -> Tensor:                      # scalar in [-1, 1]; 0 where no two images share a class
+    "Mean cosine over all pairs of the same label, each image minus its own mean, then over generators."
+    x = full_precision(x.flatten(2))
+    f = unit_rows(x - x.mean(-1, keepdim=True))
     same = labels[:, :, None] == labels[:, None, :]
     same = same & ~torch.eye(f.shape[1], dtype=torch.bool, device=f.device)
-    return ((gram(f) * same).sum((1, 2)) / same.sum((1, 2)).clamp(min=1)).mean()
+    return ((gram(shared(f, share)) * same).sum((1, 2)) / same.sum((1, 2)).clamp(min=1)).mean()
 
 # %% ../nbs/losses.ipynb #00270e01
 def variation_loss(

@@ -10,7 +10,7 @@ import math
 import re
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from difflib import get_close_matches
 from numbers import Real
 from typing import NamedTuple
@@ -22,7 +22,8 @@ from torch import Tensor
 
 from .conditioning import Condition
 from .frozen import ClassifierOutput, FrozenClassifier
-from .losses import ce_loss, cosine_loss, kl_loss, ortho_loss
+from .losses import ce_loss, class_cosine_loss, cosine_loss, kl_loss, ortho_loss
+from .perturbation import Perturbation, n_clean
 
 # %% ../nbs/objective.ipynb #2e96d540
 @dataclass
@@ -31,6 +32,8 @@ class View:
     images: Tensor         # [K, B, C, H, W] float in [0, 1], as the generators drew them
     condition: Condition   # fields [K, B, ...], what was asked for
     out: ClassifierOutput  # logits [K, B, N] and features [K, B, D] of the images that the classifier was shown
+
+    share = None           # [K, B] in [0, 1], how much each image counts in the terms for variety; None: all fully
 
 # %% ../nbs/objective.ipynb #ae57773f
 class Term(NamedTuple):
@@ -119,12 +122,14 @@ def view(self: Objective, images: Tensor, condition: Condition, out: ClassifierO
 @patch
 def __call__(
     self: Objective,
-    images: Tensor,         # [K, B, C, H, W] float in [0, 1]
-    condition: Condition,   # fields [K, B, ...]
-    out: ClassifierOutput,  # logits [K, B, N], features [K, B, D]
-) -> dict[str, Tensor]:     # scalars by the name of the weight
+    images: Tensor,               # [K, B, C, H, W] float in [0, 1]
+    condition: Condition,         # fields [K, B, ...]
+    out: ClassifierOutput,        # logits [K, B, N], features [K, B, D]
+    share: Tensor | None = None,  # [K, B] in [0, 1], how much each image counts in the terms for variety
+) -> dict[str, Tensor]:           # scalars by the name of the weight
     "The terms that have a weight, unweighted."
     view = self.view(images, condition, out)
+    view.share = share
     return {term.name: term.loss(view) for term in self.terms if self._numbers[term.name]}
 
 # %% ../nbs/objective.ipynb #d02ba0d8
@@ -145,24 +150,60 @@ def weigh(
 
 # %% ../nbs/objective.ipynb #7011dc03
 class Inversion(Objective):
-    "The terms of section 3.3, and the cosine loss of the images."
+    "The terms of section 3.3, variety within classes, and how classes that lag are helped."
     terms = (
         Term("alpha", "α", 1.0, "KL divergence: the classifier's whole answer shall be the target distribution",
-             lambda view: kl_loss(view.condition.target_probs, view.out.logits)),
+             lambda v: kl_loss(v.condition.target_probs, v.out.logits)),
         Term("beta", "β", 8.0, "cross entropy: the classifier shall answer the label",
-             lambda view: ce_loss(view.out.logits, view.condition.labels)),
+             lambda v: ce_loss(v.out.logits, v.condition.labels)),
         Term("gamma", "γ", 16.0, "cosine similarity of features: images of a batch shall differ in what the classifier "
-             "sees", lambda view: cosine_loss(view.out.features)),
+             "sees", lambda v: cosine_loss(v.out.features, v.share)),
         Term("delta", "δ", 5.0, "orthogonality of features: like γ, and stronger for pairs that are very much alike",
-             lambda view: ortho_loss(view.out.features)),
+             lambda v: ortho_loss(v.out.features, v.share)),
         Term("gamma_pix", "γ_pix", 5.0, "cosine similarity of images: images of a batch shall differ in their pixels; "
-             "not in the paper", lambda view: cosine_loss(view.images.flatten(2))),
+             "not in the paper", lambda v: cosine_loss(v.images.flatten(2), v.share)),
+        Term("gamma_class", "γ_class", 8.0, "cosine similarity of images of one class, each minus its mean pixel: a "
+             "class shall have many pictures; not in the paper",
+             lambda v: class_cosine_loss(v.images, v.condition.labels, v.share)),
+        Term("gamma_class_feat", "γ_feat", 0.0, "cosine similarity of features of one class, each minus its mean: "
+             "they shall differ in what the classifier sees; not in the paper",
+             lambda v: class_cosine_loss(v.out.features, v.condition.labels, v.share)),
+    )
+    settings = (
+        Setting("hold", "hold", 0.95, "share of hits from which on a class takes full part in the terms for variety; "
+                "0: from the start", 1.0),
+        Setting("lag", "lag", 4.0, "how much more often a class without hits is asked for than one that is met"),
+        Setting("clean", "clean", 0.5, "share of images that the classifier is shown as they were drawn, not moved", 1.0),
+        Setting("epsilon", "ε", 0.05, "largest change of a pixel in moved images"),
+        Setting("shift", "shift", 0.07, "largest shift of moved images, as a share of the side"),
+        Setting("angle", "angle", 0.13, "standard deviation of the rotation of moved images, in radians"),
+        Setting("scale", "scale", 0.065, "standard deviation of the scaling of moved images, as a share"),
     )
 
     @classmethod
     def paper(cls) -> "Inversion":
-        "The four terms of the paper, all equal."
-        return cls(alpha=1.0, beta=1.0, gamma=1.0, delta=1.0, gamma_pix=0.0)
+        "The four terms of the paper, all equal, every class asked for alike, and images as they were drawn."
+        rest = [row.name for row in (*cls.terms, *cls.settings) if row.name not in ("alpha", "beta", "gamma", "delta")]
+        return cls(alpha=1.0, beta=1.0, gamma=1.0, delta=1.0, **dict.fromkeys(rest, 0.0))
+
+# %% ../nbs/objective.ipynb #09ec864a
+@patch
+def share(
+    self: Objective,
+    met: Tensor,       # [K, N] in [0, 1], share of hits of each class lately
+) -> Tensor | None:    # [K, N] in [0.05, 1], how much its images count in the terms for variety; None: all fully
+    "What part a class takes in the terms for variety."
+    hold = self._numbers.get("hold", 0.0)
+    return (1 + (met - hold) / 0.25).clamp(0.05, 1) if hold else None
+
+@patch
+def demand(
+    self: Objective,
+    met: Tensor,       # [K, N] in [0, 1], share of hits of each class lately
+) -> Tensor | None:    # [K, N] at least 1; None: all alike
+    "How often a class is asked for, compared with one that is met."
+    lag = self._numbers.get("lag", 0.0)
+    return 1 + lag * (1 - met) if lag else None
 
 # %% ../nbs/objective.ipynb #ab692841
 @patch
@@ -175,8 +216,11 @@ def show(
     images: Tensor,               # [K, B, C, H, W] in [0, 1]
     rngs: list[torch.Generator],  # one for each of K generators
 ) -> Tensor:                      # same shape
-    "What the classifier is shown in training."
-    return images
+    "What the classifier is shown in training: the first `clean` of the images as they are, the others moved."
+    sizes = [self._numbers.get(field.name, 0.0) for field in fields(Perturbation)]
+    if not any(sizes): return images
+    n, perturb = n_clean(self["clean"], images.shape[1]), Perturbation(*sizes)
+    return torch.stack([torch.cat([x[:n], perturb(x[n:], rng)]) for x, rng in zip(images, rngs)])
 
 @patch
 def watching(self: Objective, rngs: list[torch.Generator]) -> AbstractContextManager:
