@@ -254,9 +254,9 @@ def reconstruct_from_stationarity(
 
     check_frozen(classifier)
     if n < 1: raise ValueError(f"n is {n}: expected 1 or more images")
-    if classifier.from_probabilities:
+    if classifier.by_formula:
         raise ValueError("stationarity is about the margins of logits: "
-                         "take the softmax at the end of the classifier away")
+                         f"let the classifier return what its {classifier.ends_with} is given")
     device, prepared = classifier.device, classifier.preprocess or (lambda images: images)
     rng = torch.Generator(device).manual_seed(seed)
     labels = spread(None, n, reachable(classifier), [0])[0].to(device)

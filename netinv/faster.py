@@ -20,6 +20,7 @@ from torch.optim.swa_utils import AveragedModel
 from .frozen import FrozenClassifier, LayerCall, _same, borrowed_rng, layer_calls, probe_images
 from .generator import Blur, Condition, Dropout, Generator, Join, LastDoubling
 from .losses import full_precision
+from .squash import itself
 
 # %% ../nbs/faster.ipynb #0378ad41
 def _neighbours(
@@ -35,11 +36,6 @@ def _neighbours(
         if type(call.module) is not second or before is None or uses[before] > 1 or uses[call.module] > 1:
             continue
         if not before._forward_hooks and not call.module._forward_pre_hooks: yield before, call.module
-
-# %% ../nbs/faster.ipynb #e6737389
-def _itself(x: Tensor) -> Tensor:
-    "The forward pass of a layer that has nothing left to do."
-    return x
 
 # %% ../nbs/faster.ipynb #5902ee26
 def folded_weights(
@@ -66,7 +62,7 @@ def _fold_batch_norms(
     for conv, norm in pairs:
         weight, bias = folded_weights(norm, conv.weight, conv.bias, norm.weight, norm.bias)
         conv.weight, conv.bias = (nn.Parameter(t, requires_grad=False) for t in (weight, bias))
-        norm.forward, norm.folded_into = _itself, (conv,)  # by itself it would become a part of the batch norm
+        norm.forward, norm.folded_into = itself, (conv,)  # by itself it would become a part of the batch norm
     return bool(pairs)
 
 # %% ../nbs/faster.ipynb #a2e9c307
@@ -78,7 +74,7 @@ def _pool_first(
              if getattr(bend, "negative_slope", 0) >= 0 and not pool.return_indices]
     for bend, pool in pairs:
         pool.forward = lambda x, after=bend.forward, shrink=pool.forward: after(shrink(x))
-        bend.forward = _itself
+        bend.forward = itself
     return bool(pairs)
 
 # %% ../nbs/faster.ipynb #d84accc6

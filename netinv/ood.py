@@ -60,7 +60,7 @@ def _answers(
         warnings.simplefilter("ignore")  # a classifier that answers at random or with probabilities is refused below
         frozen = FrozenClassifier(model, shape=shape, device=device)
     if frozen.from_probabilities:
-        advice = "give a model that returns logits, for instance without its last softmax"
+        advice = f"give a model that returns logits, for instance without its last {frozen.ends_with}"
         raise ValueError(f"{type(model).__name__} returns probabilities: {advice}")
     with torch.no_grad(): return frozen, frozen(probe_images(shape, device)).logits
 

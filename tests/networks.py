@@ -50,6 +50,17 @@ class Wrapped(nn.Module):
         return self.function(x, *self.parts)
 
 
+class OwnSoftmax(nn.Module):
+    "A softmax of one's own, which may be sharpened."
+    def __init__(self, sharper=1):
+        super().__init__()
+        self.sharper = sharper
+
+    def forward(self, x, dim=-1):
+        shares = (self.sharper * (x - x.amax(dim, keepdim=True))).exp()
+        return shares / shares.sum(dim, keepdim=True)
+
+
 def derived(kind):
     "A convolution whose weight is computed in every pass, and batch norm."
     torch.manual_seed(0)

@@ -2,7 +2,7 @@
 import pytest
 import torch
 import victims
-from networks import worn_cnn
+from networks import Wrapped, worn_cnn
 from torch import nn
 
 from netinv.baselines import (
@@ -91,6 +91,19 @@ def test_stationarity_brings_back_what_a_small_network_was_trained_on() -> None:
     others = (torch.rand(6, 1, 8, 8) > 0.7).float()
     alike = lambda references: (unit(found.images) @ unit(references).T).amax(0).mean()
     assert alike(images) > alike(others) + 0.1
+
+
+@pytest.mark.parametrize("last", [nn.Softmax(1), nn.Sigmoid()])
+def test_stationarity_sees_the_logits_before_a_squash(last: nn.Module) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(64, 3, bias=False))
+    plain, squashed = (FrozenClassifier(m, shape=(1, 8, 8), device="cpu") for m in (model, nn.Sequential(model, last)))
+    found = [reconstruct_from_stationarity(c, n=4, steps=3, progress=False).images for c in (plain, squashed)]
+    torch.testing.assert_close(*found)
+    with pytest.warns(UserWarning, match="the classifier returns"):
+        stuck = FrozenClassifier(Wrapped(lambda x, m: last(m(x)), model), shape=(1, 8, 8), device="cpu")
+    with pytest.raises(ValueError, match=f"let the classifier return what its {stuck.ends_with} is given"):
+        reconstruct_from_stationarity(stuck, n=4, steps=3, progress=False)
 
 
 def test_attention_has_a_stationarity() -> None:

@@ -9,11 +9,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from networks import DERIVED, Wrapped, derived, mlp, resnet, squeezenet
+from networks import DERIVED, OwnSoftmax, Wrapped, derived, mlp, resnet, squeezenet, worn_cnn
 
 from netinv.classifier import CNN
+from netinv.data import load_data
 from netinv.device import borrowed_rng
 from netinv.frozen import FrozenClassifier, check_frozen
+from netinv.generator import Generator
+from netinv.inversion import Inverter
 
 
 @pytest.fixture(autouse=True)
@@ -245,13 +248,155 @@ def test_preprocess(as_module):
     assert resized(torch.rand(2, 3, 8, 8)).logits.shape == (2, 3)
 
 
-def test_probabilities_become_logits():
-    model = nn.Sequential(mlp((1, 8, 8), 5), nn.Softmax(1))
-    images = torch.rand(3, 1, 8, 8)
-    with pytest.warns(UserWarning, match="returns probabilities"):
-        classifier = FrozenClassifier(model, shape=(1, 8, 8), device="cpu")
-    torch.testing.assert_close(classifier(images).logits.softmax(1), model(images))
-    assert classifier.feature_layer == "input of 0.3" and classifier.unreachable == []
+def steep(n_classes=5):
+    "A perceptron so sure of itself that its probabilities are rounded to 0 and 1."
+    model = mlp((1, 8, 8), n_classes)
+    with torch.no_grad(): model[3].weight.mul_(3000)
+    return model
+
+
+class OwnSigmoid(nn.Module):
+    def forward(self, x): return 1 / (1 + (-x).exp())
+
+
+TAKEN_OFF = {
+    "softmax": ([nn.Softmax(1)], "softmax"),
+    "softmax of the last axis": ([nn.Softmax(-1)], "softmax"),
+    "own softmax": ([OwnSoftmax()], "softmax"),
+    "own softmax, given a name": ([Wrapped(lambda x, own: own(x, dim=1), OwnSoftmax())], "softmax"),
+    "softmax of maps": ([nn.Unflatten(1, (5, 1, 1)), nn.Softmax2d(), nn.Flatten()], "softmax"),
+    "idle layers behind it": ([nn.Sequential(nn.Softmax(1), nn.Identity()), nn.Dropout()], "softmax"),
+    "sigmoids": ([nn.Sigmoid()], "sigmoid"),
+    "own sigmoids": ([OwnSigmoid()], "sigmoid"),
+}
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("name", TAKEN_OFF)
+def test_a_layer_that_squashes_the_logits_is_taken_off_the_copy(name):
+    last, kind = TAKEN_OFF[name]
+    logits, images = steep(), torch.rand(9, 1, 8, 8, requires_grad=True)
+    model = nn.Sequential(logits, *last).train()
+    before = snapshot(model)
+    classifier = FrozenClassifier(model, shape=(1, 8, 8), device="cpu")
+    assert logits(images).min() < -200 and logits(images).max() > 200
+    torch.testing.assert_close(classifier(images).logits, logits(images))
+    assert torch.autograd.grad(classifier(images).logits.square().sum(), images)[0].flatten(1).any(1).all()
+    assert classifier.ends_with == kind and classifier.from_probabilities and not classifier.by_formula
+    assert f"{kind} taken off" in repr(classifier) and classifier.feature_layer == "input of 0.3"
+    assert classifier.unreachable == []  # however small the probabilities are
+    assert_same_snapshot(before, snapshot(model))
+    assert 0 <= model.eval()(images).min() and model(images).max() <= 1
+
+
+FUNCTIONAL = {
+    "softmax": (lambda z: z.softmax(1), "softmax"),
+    "sigmoids": (torch.sigmoid, "sigmoid"),
+    "sigmoids of maps, bounded": (lambda z: z[:, :, None, None].sigmoid().squeeze().clamp(1e-6, 1 - 1e-6), "sigmoid"),
+    "sigmoids in float64": (lambda z: z.double().sigmoid(), "sigmoid"),
+}
+
+
+@pytest.mark.parametrize("name", FUNCTIONAL)
+def test_a_squash_that_is_no_layer_is_undone_by_its_formula(name):
+    squash, kind = FUNCTIONAL[name]
+    logits, images = mlp((1, 8, 8), 5), torch.rand(9, 1, 8, 8)
+    with pytest.warns(UserWarning, match=f"no gradient where they are saturated: .* what its {kind} is given") as told:
+        classifier = FrozenClassifier(Wrapped(lambda x, m: squash(m(x)), logits), shape=(1, 8, 8), device="cpu")
+    assert len(told) == 1 and told[0].filename == __file__
+    found, expected = classifier(images).logits, logits(images)
+    if kind == "softmax": found, expected = found.log_softmax(1), expected.log_softmax(1)
+    torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-4)
+    assert classifier.ends_with == kind and classifier.from_probabilities and classifier.by_formula
+    assert f"{kind} by formula" in repr(classifier) and classifier.feature_layer == "input of parts.0.3"
+
+
+@pytest.mark.filterwarnings("ignore:the classifier returns")
+@pytest.mark.parametrize("squash", [lambda z: z.softmax(1), torch.sigmoid])
+def test_formulas_stay_finite_where_outputs_are_rounded(squash):
+    model = Wrapped(lambda x, m: squash(m(x) * x.mean((1, 2, 3))[:, None] ** 8), steep())  # unsure of dark images
+    classifier = FrozenClassifier(model, shape=(1, 8, 8), device="cpu")
+    images = torch.linspace(0, 1, 9).view(9, 1, 1, 1).expand(9, 1, 8, 8).clone().requires_grad_()
+    found = classifier(images).logits
+    assert model(images).eq(0).any() and found.isfinite().all()
+    torch.testing.assert_close(squash(found), model(images), atol=1e-6, rtol=1e-4)
+    slope = torch.autograd.grad(found.square().sum(), images)[0]
+    assert slope.isfinite().all() and slope[4].any()
+
+
+def test_what_is_no_squash_is_left_alone():
+    for last in (nn.Identity(), nn.LogSoftmax(1), nn.ReLU(), nn.ReLU6(), nn.Hardsigmoid(), nn.Softmin(1), nn.Tanh()):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore" if isinstance(last, nn.Softmin) else "error")
+            classifier = FrozenClassifier(nn.Sequential(mlp((1, 8, 8), 5), last), shape=(1, 8, 8), device="cpu")
+        assert classifier.by_formula == isinstance(last, nn.Softmin)  # which makes probabilities, but no softmax
+        assert classifier.by_formula or classifier.ends_with is None and not classifier.from_probabilities
+
+
+class SumSigmoid(nn.Module):
+    def forward(self, x, y): return (x + y).sigmoid()
+
+
+KEPT = {
+    "hidden layers use it": lambda m, last: Wrapped(lambda x, m, last: last(m[3](last(m[1](m[0](x))))), m, last),
+    "a bound comes after": lambda m, last: Wrapped(lambda x, m, last: last(m(x)).clamp(min=0.1), m, last),
+    "two tensors go in": lambda m, last: Wrapped(lambda x, m, last: last(m(x), 0 * m(x)), m, SumSigmoid()),
+}
+
+
+@pytest.mark.filterwarnings("ignore:the classifier returns sigmoids")
+@pytest.mark.parametrize("name", KEPT)
+def test_a_layer_that_does_more_than_squash_the_logits_stays(name):
+    model, images = KEPT[name](mlp((1, 8, 8), 5), nn.Sigmoid()).eval(), torch.rand(9, 1, 8, 8)
+    classifier = FrozenClassifier(model, shape=(1, 8, 8), device="cpu")
+    assert classifier.ends_with == "sigmoid" and classifier.by_formula
+    torch.testing.assert_close(classifier(images).logits.sigmoid(), model(images))
+
+
+def test_the_squash_of_a_classifier_that_answers_at_random_is_taken_off():
+    random = nn.Sequential(mlp((1, 8, 8), 5), Wrapped(lambda x: F.dropout(x)), nn.Softmax(1))
+    with pytest.warns(UserWarning, match="classifier is random"):
+        assert repr(FrozenClassifier(random, shape=(1, 8, 8), device="cpu")).endswith("softmax taken off, cpu)")
+
+
+def test_infinite_logits_leave_the_sigmoids_on():
+    endless = Wrapped(lambda x, m, last: last(torch.cat([m(x), x.flatten(1)[:, :1] + math.inf], 1)), mlp((1, 8, 8), 2))
+    endless.parts.append(nn.Sigmoid())
+    with pytest.warns(UserWarning, match="the classifier returns sigmoids"):
+        classifier = FrozenClassifier(endless, shape=(1, 8, 8), device="cpu")
+    assert classifier(torch.rand(4, 1, 8, 8)).logits.isfinite().all()
+
+
+@pytest.mark.parametrize("last", [nn.Softmax(1), nn.Sigmoid()])
+def test_everything_else_is_the_same_without_the_squash(last):
+    model, images = worn_cnn((1, 12, 12), 4), torch.rand(6, 1, 12, 12)
+    plain = FrozenClassifier(model, shape=(1, 12, 12), device="cpu")
+    squashed = FrozenClassifier(nn.Sequential(model, last), shape=(1, 12, 12), device="cpu")
+    expected, weight = plain(images), 2 * plain.model.head.weight
+    assert squashed.folded() is not squashed and squashed.feature_layer == "input of 0.head"
+    for one in (squashed, squashed.folded(), copy.deepcopy(squashed)):
+        for a, b in zip(one(images), expected): torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-4)
+        torch.testing.assert_close(one.head(expected.features), expected.logits, rtol=1e-3, atol=1e-4)
+        torch.testing.assert_close(one.answers(), plain.answers(), rtol=1e-3, atol=1e-4)
+        torch.testing.assert_close(one.with_weights({"0.head.weight": weight}, images).logits,
+                                   plain.with_weights({"head.weight": weight}, images).logits, rtol=1e-3, atol=1e-4)
+
+
+def test_sigmoids_trained_with_binary_cross_entropy_are_inverted():
+    data = load_data("digits", device="cpu")
+    x, y = data.train.images.float() / 255, F.one_hot(data.train.labels, 10).float()
+    model = nn.Sequential(nn.Flatten(), nn.Linear(784, 64), nn.ReLU(), nn.Linear(64, 10), nn.Sigmoid())
+    optimizer = torch.optim.Adam(model.parameters(), 3e-3)
+    for _ in range(200):
+        i = torch.randint(len(x), (128,))
+        loss = F.binary_cross_entropy(model(x[i]), y[i])
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    classifier = FrozenClassifier(model, shape=data.shape, device="cpu")
+    inverter = Inverter(classifier, generator=Generator.sized(width=32), seed=0)
+    inverter.fit(100, progress=False)
+    assert inverter.sample(500, seed=0).hits.float().mean() >= 0.95  # two thirds if the sigmoids are taken for logits
 
 
 @pytest.mark.parametrize("softmax", [False, True])
@@ -370,15 +515,6 @@ def test_batches_of_one_size_only():
         def forward(self, x): return x.view(-1, 8, 64)[:, :, :5].flatten(0, 1)
     with pytest.raises(ValueError, match="takes 8 images at once but not 3 .*make it take any number"):
         FrozenClassifier(Fixed(), shape=(1, 8, 8), device="cpu")
-
-
-def test_sigmoids_are_told_from_logits():
-    layer = nn.Sequential(nn.Flatten(), nn.Linear(64, 5), nn.Sigmoid())
-    for model in (layer, Wrapped(lambda x, head: head(x.flatten(1)).sigmoid(), nn.Linear(64, 5))):
-        with pytest.warns(UserWarning, match="returns sigmoids"): FrozenClassifier(model, shape=(1, 8, 8), device="cpu")
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        FrozenClassifier(nn.Sequential(nn.Flatten(), nn.Linear(64, 5), nn.ReLU()), shape=(1, 8, 8), device="cpu")
 
 
 @pytest.mark.parametrize("kind", ["logit", "probability"])

@@ -72,13 +72,15 @@ class Heads(nn.Module):
         out = self.head(self.body(x))
         if self.kind == "scaled": return 9 * F.normalize(out, dim=1)
         if self.kind == "two": return out + self.conv(x).flatten(1)
-        return out.softmax(1) if self.kind == "softmax" else out
+        squash = {"softmax": nn.Softmax(1), "sigmoid": nn.Sigmoid()}.get(self.kind)
+        return squash(out) if squash else out
 
 
 @pytest.mark.parametrize("kind, says", [
     ("plain", None), ("convolution", None), ("cosine", "no plain nn.Linear"),
     ("two", "answers differently with one output more"), ("scaled", "answers differently with one output more"),
-    ("softmax", "returns probabilities"),
+    ("softmax", "returns probabilities: .* without its last softmax"),
+    ("sigmoid", "returns probabilities: .* without its last sigmoid"),
 ])  # fmt: skip
 def test_the_garbage_class_goes_where_the_logits_come_from(kind: str, says: str | None) -> None:
     model, images = Heads(kind), torch.rand(5, 1, 8, 8)
@@ -106,7 +108,13 @@ def test_scores_are_those_of_eval_mode_and_leave_the_model_alone() -> None:
     assert model.training and all(torch.equal(t, before[name]) for name, t in model.state_dict().items())
 
 
-@pytest.mark.filterwarnings("ignore:the classifier returns probabilities")
+@pytest.mark.parametrize("last", [nn.Softmax(1), nn.Sigmoid()])
+def test_a_squash_that_can_be_taken_off_is_no_start_for_a_training_either(last: nn.Module) -> None:
+    model = nn.Sequential(nn.Flatten(), nn.Linear(64, 10), last)
+    with pytest.raises(ValueError, match="returns probabilities"): with_garbage_class(model, (1, 8, 8), 10)
+    assert with_garbage_class(model[:-1], (1, 8, 8), 10)(torch.rand(2, 1, 8, 8)).shape == (2, 11)
+
+
 def test_log_probabilities_of_many_kinds_of_models() -> None:
     logits, images = nn.Sequential(nn.Flatten(), nn.Linear(64, 3)), torch.rand(9, 1, 8, 8)
     with torch.no_grad(): expected = logits(images).double().log_softmax(1)
