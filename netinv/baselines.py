@@ -216,8 +216,8 @@ def literal_inverter(
     seed: int = 0,
 ) -> Inverter:
     "The loop of the inverter with everything that makes it fast or sure taken away."
-    return Inverter(classifier, objective=Inversion.paper(), generator=LiteralGenerator.sized(), temperature=1.0,
-                    batch_size=batch_size, lr=2e-3, averaging=0.0, seed=seed, amp="off", folded=False)
+    return Inverter(classifier, objective=Inversion.paper(), generator=LiteralGenerator.sized(), pattern="cross",
+                    temperature=1.0, batch_size=batch_size, lr=2e-3, averaging=0.0, seed=seed, amp="off", folded=False)
 
 # %% ../nbs/baselines.ipynb #a222c489
 def stationarity_loss(

@@ -154,14 +154,15 @@ def _accuracy(
 def _add_weights(
     parser: _Parser,
 ) -> None:
-    "A flag for each weight of `Inversion`; one that is not given keeps its default."
+    "A flag for each weight and setting of `Inversion`; one that is not given keeps its default."
     from netinv import Inversion
 
-    group = parser.add_argument_group("weights (section 3.3)")
-    for term in Inversion.terms:
-        about = f"{term.says} ({term.default:g})".replace("%", "%%")
-        group.add_argument(f"--{term.name}", type=float, metavar="X", help=about)
-    parser.set_defaults(terms=tuple(term.name for term in Inversion.terms))
+    group = parser.add_argument_group("weights and settings (section 3.3)")
+    rows = (*Inversion.terms, *Inversion.settings)
+    for row in rows:
+        about = f"{row.says} ({row.default:g})".replace("%", "%%")
+        group.add_argument(f"--{row.name}", type=float, metavar="X", help=about)
+    parser.set_defaults(terms=tuple(row.name for row in rows))
 
 # %% ../nbs/cli.ipynb #7557af40
 _INVERT_EXAMPLES = """\
@@ -205,16 +206,19 @@ def _add_training(
     add("--n_generators", type=int, metavar="K", help="train K generators at once (1)")
     add("--temperature", type=float, metavar="T", help="of the vectors: the higher, the less sure (0.15)")
     add("--classes", type=_labels, metavar="K,K,K", help="ask for these labels only; all that can be reached")
-    add("--batch_size", type=int, metavar="B", help="images of each generator in a step (160)")
+    add("--pattern", choices=["scattered", "cross"], metavar="NAME",
+        help="the matrix of a class: scattered, which does not show in the images, or cross, the paper's (scattered)")
+    add("--batch_size", type=int, metavar="B", help="images of each generator in a step (16 to 160, by what one costs)")
     add("--lr", type=float, metavar="X", help="step size of Adam (0.01)")
     add("--averaging", type=float, metavar="X", help="decay of the running mean of the weights (0.9)")
-    add("--steps", type=_count, default=300, metavar="N", help="at most so many steps (300)")
-    add("--until", type=_accuracy, metavar="A", help="stop at this inversion accuracy, such as 0.95")
+    add("--steps", type=_count, metavar="N", help="at most so many steps (2,000, fewer where a class is out of reach)")
+    add("--until", type=_accuracy, metavar="A",
+        help="stop where every class has this accuracy and images no longer become more varied (0.95 without --steps)")
     add("--seed", type=int, default=0, help="makes a run repeatable (0)")
     add("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps")
 
 # %% ../nbs/cli.ipynb #7e3a1d12
-SETTINGS = "conditioning", "n_generators", "temperature", "batch_size", "lr", "averaging", "classes", "seed"
+SETTINGS = "conditioning", "pattern", "n_generators", "temperature", "batch_size", "lr", "averaging", "classes", "seed"
 
 # %% ../nbs/cli.ipynb #d9d9575f
 def _inverter(

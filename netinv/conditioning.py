@@ -121,7 +121,8 @@ class Conditioning:
         "The classes, and the pattern of each, on a device."
         if device not in self._on:
             patterns = class_patterns(self.n_classes, self.matrix_size, self.pattern) if self.has_matrix else None
-            self._on[device] = torch.tensor(self.classes, device=device), None if patterns is None else patterns.to(device)
+            classes = torch.tensor(self.classes, device=device)
+            self._on[device] = classes, None if patterns is None else patterns.to(device)
         return self._on[device]
 
     def _soften(self, vector: Tensor, allowed: Tensor) -> Tensor:
@@ -149,7 +150,7 @@ def make_conditioning(
     classes: list[int] | None = None,   # labels that may be asked for; all N where None
     pattern: str = "scattered",         # of the matrix, or "cross", the paper's
 ) -> Conditioning:
-    "The conditioning of that name (section 3.2); a `ValueError` for a name, size, temperature or pattern that cannot be."
+    "The conditioning of that name (section 3.2); a `ValueError` for a setting that cannot be."
     if name not in CONDITIONINGS:
         raise ValueError(f"conditioning {name!r} is unknown: expected one of {', '.join(CONDITIONINGS)}")
     if pattern not in PATTERNS:

@@ -164,7 +164,8 @@ def _of_today(config: dict, folder: str | os.PathLike) -> dict:
         config |= {"generator": {"kind": "Generator", "width": 64, **sizes}, "objective": kind}
     if "pattern" in config: return config
     new = {row.name: 0.0 for row in Inversion.terms[5:]} if config["objective"] == "Inversion" else {}
-    still = {row.name: 0.0 for row in Inversion.settings} if new else config.get("settings", {})
+    still = {row.name: float(row.name == "unit") for row in Inversion.settings} if new else config.get("settings", {})
+    if config["generator"]["kind"] == "Generator": config["generator"] = config["generator"] | {"canvas": 0.0}
     return config | {"pattern": "cross", "weights": new | config["weights"], "settings": still}
 
 # %% ../nbs/inversion.ipynb #951546af

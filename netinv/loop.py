@@ -71,8 +71,9 @@ class Loop(Run):
         self.conditioning = make_conditioning(
             conditioning, classifier.n_classes, temperature=temperature, side=min(classifier.shape[1:]),
             pattern=pattern, classes=reachable(classifier, classes))
-        self.config = dict(conditioning=conditioning, pattern=pattern, n_generators=n_generators, temperature=temperature,
-                           batch_size=batch_size, lr=lr, averaging=averaging, classes=classes, seed=seed,
+        self.config = dict(conditioning=conditioning, pattern=pattern, n_generators=n_generators,
+                           temperature=temperature, batch_size=batch_size, lr=lr, averaging=averaging,
+                           classes=classes, seed=seed,
                            generator=describe_generator(factory))
         self._build(factory, [1_000 * seed + k for k in range(n_generators)])
         self.met = torch.zeros(n_generators, classifier.n_classes, device=self.device)  # share of hits lately
@@ -328,9 +329,9 @@ def is_done(
     hits, asked = (self.columns(block, name).sum(0)[self.conditioning.classes] for name in ("hits", "asked"))
     worst = (hits / asked).nan_to_num(1).min().item()
     if goal.is_stuck(self.step, self.met[:, self.asked].min().item()):
-        warnings.warn(f"stopped after {self.step} steps without gain, {goal.verdict(self.judged())}: such a class was left "
-                      f"out of the terms for variety, and asked for up to {1 + self.objective.numbers.get('lag', 0):g} "
-                      "times as often as others")
+        often = f"asked for up to {1 + self.objective.numbers.get('lag', 0):g} times as often as others"
+        warnings.warn(f"stopped after {self.step} steps without gain, {goal.verdict(self.judged())}: such a class was "
+                      f"left out of the terms for variety, and {often}")
         return True
     last = goal.rows[-1][0] if goal.rows else 0
     if worst < goal.until - 0.2 or self.step - last < self.looks_every(): return False
@@ -392,7 +393,7 @@ def fit(
     self: Loop,
     steps: int | None = None,                     # at most this many, counting those before a resumed kill; None: 2,000
     *,
-    until: float | None = None,                   # accuracy of every class at which to stop, in (0, 1]; without steps: .95
+    until: float | None = None,                   # accuracy wanted of every class, in (0, 1]; without steps: 0.95
     checkpoint_dir: str | os.PathLike | None = None,  # a folder for `checkpoint.safetensors`
     checkpoint_every: int = 100,                  # steps, rounded up to a multiple of `SYNC_EVERY`
     resume: bool = False,                         # go on from the checkpoint, if there is one

@@ -21,7 +21,8 @@ from fastcore.basics import patch
 from torch import Tensor
 
 from .conditioning import Condition
-from .frozen import ClassifierOutput, FrozenClassifier
+from .first_look import FrozenClassifier, logit_unit
+from .frozen import ClassifierOutput
 from .losses import ce_loss, class_cosine_loss, cosine_loss, kl_loss, ortho_loss
 from .perturbation import Perturbation, n_clean
 
@@ -165,15 +166,17 @@ class Inversion(Objective):
         Term("gamma_class", "γ_class", 8.0, "cosine similarity of images of one class, each minus its mean pixel: a "
              "class shall have many pictures; not in the paper",
              lambda v: class_cosine_loss(v.images, v.condition.labels, v.share)),
-        Term("gamma_class_feat", "γ_feat", 0.0, "cosine similarity of features of one class, each minus its mean: "
+        Term("gamma_class_feat", "γ_feat", 4.0, "cosine similarity of features of one class, each minus its mean: "
              "they shall differ in what the classifier sees; not in the paper",
              lambda v: class_cosine_loss(v.out.features, v.condition.labels, v.share)),
     )
     settings = (
+        Setting("unit", "unit", 0.0, "what logits are divided by before a loss sees them; 0: by the spread of the "
+                "classifier's logits"),
         Setting("hold", "hold", 0.95, "share of hits from which on a class takes full part in the terms for variety; "
                 "0: from the start", 1.0),
         Setting("lag", "lag", 4.0, "how much more often a class without hits is asked for than one that is met"),
-        Setting("clean", "clean", 0.5, "share of images that the classifier is shown as they were drawn, not moved", 1.0),
+        Setting("clean", "clean", 0.5, "share of images that the classifier is shown unmoved", 1.0),
         Setting("epsilon", "ε", 0.05, "largest change of a pixel in moved images"),
         Setting("shift", "shift", 0.07, "largest shift of moved images, as a share of the side"),
         Setting("angle", "angle", 0.13, "standard deviation of the rotation of moved images, in radians"),
@@ -184,7 +187,18 @@ class Inversion(Objective):
     def paper(cls) -> "Inversion":
         "The four terms of the paper, all equal, every class asked for alike, and images as they were drawn."
         rest = [row.name for row in (*cls.terms, *cls.settings) if row.name not in ("alpha", "beta", "gamma", "delta")]
-        return cls(alpha=1.0, beta=1.0, gamma=1.0, delta=1.0, **dict.fromkeys(rest, 0.0))
+        return cls(alpha=1.0, beta=1.0, gamma=1.0, delta=1.0, **dict.fromkeys(rest, 0.0) | {"unit": 1.0})
+
+# %% ../nbs/objective.ipynb #b17394b3
+@patch
+def prepare(self: Inversion, classifier: FrozenClassifier, amp: torch.dtype | None) -> None:
+    "Measure the classifier's logits, unless their unit is given."
+    self.found = self["unit"] or logit_unit(classifier)
+
+@patch
+def view(self: Inversion, images: Tensor, condition: Condition, out: ClassifierOutput) -> View:
+    "What the terms will look at: logits in units of their spread."
+    return View(images, condition, out._replace(logits=out.logits / getattr(self, "found", 1.0)))
 
 # %% ../nbs/objective.ipynb #09ec864a
 @patch

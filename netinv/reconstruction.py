@@ -295,7 +295,7 @@ def _numbers(classifier: FrozenClassifier, recipe: str) -> dict[str, float]:
 # %% ../nbs/reconstruction.ipynb #6296b1a9
 def _sizes(norms: list[nn.Module]) -> dict[str, float]:
     "Sizes of the generator for the recipe `prior`, by the batch norms of the classifier."
-    return {"smooth": 4 if norms else 1, "stretch": 0.4}
+    return {"smooth": 4 if norms else 1, "stretch": 0.4, "canvas": 0.0}
 
 # %% ../nbs/reconstruction.ipynb #ed0e18d3
 @patch(cls_method=True)
@@ -310,7 +310,7 @@ def recipe(
     "The objective of a recipe; a `ValueError` for an unknown one."
     check_frozen(classifier)
     objective = cls(*more, perturb=perturb, **_numbers(classifier, name) | numbers)
-    objective.sizes = {} if name == "paper" else _sizes(remembering_layers(classifier)[0])
+    objective.sizes = {"canvas": 0.0} if name == "paper" else _sizes(remembering_layers(classifier)[0])
     return objective
 
 # %% ../nbs/reconstruction.ipynb #693255e4
@@ -332,7 +332,7 @@ def reconstruction_inverter(
         raise ValueError(f"objective is a {type(objective).__name__}: a reconstruction needs a Reconstruction, such as "
                          "Reconstruction.recipe(classifier, eta_var=2)")
     own = Reconstruction.recipe(classifier, recipe)
-    usual = {"temperature": 0.05} if recipe == "paper" else {}
+    usual = {"temperature": 0.05, "pattern": "cross"} if recipe == "paper" else {}
     return Inverter(classifier, objective=own if objective is None else objective, **usual | settings)
 
 # %% ../nbs/reconstruction.ipynb #aff28db3
