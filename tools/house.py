@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-ROOMS = """device files data runs classifier frozen bring conditioning generator losses faster objective samples
+ROOMS = """device files splits data runs classifier frozen bring conditioning generator losses faster objective samples
 loop inversion graphs metrics interpretability sae garbage ood traces reconstruction leaks parts studio explorer runner
 cli baselines""".split()  # lower rooms first
 LONGEST = 120  # characters of a line
