@@ -27,7 +27,7 @@ class Skipped(Exception):
 
 
 def generated(
-    n: int = 2_000,                              # training images; half as many test images
+    n: int = 2_000,                              # training images; half as many for testing, a tenth for validation
     shape: tuple[int, int, int] = (1, 28, 28),   # C, H, W
     n_classes: int = 10,
     device: str | torch.device = "auto",
@@ -46,7 +46,8 @@ def generated(
         images = dimmed + 0.1 * torch.rand(images.shape, generator=rng)
         return Split((255 * images.clamp(0, 1)).byte().to(pick_device(device)), labels.to(pick_device(device)))
 
-    return ImageData(split(n), split(n // 2), [f"shape {k}" for k in range(n_classes)], tuple(shape), f"generated-{n}")
+    train, test, classes = split(n), split(n // 2), [f"shape {k}" for k in range(n_classes)]
+    return ImageData(train, split(n // 10), test, classes, tuple(shape), f"generated-{n}")
 
 
 def classifier(device: torch.device, seed: int = 0) -> FrozenClassifier:

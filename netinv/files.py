@@ -112,7 +112,7 @@ def load_tensors(
 # %% ../nbs/files.ipynb #cebb02e0
 def unpack_npz(
     path: Path,
-) -> dict[str, np.ndarray]:  # all arrays except val_*
+) -> dict[str, np.ndarray]:
     "The arrays of an .npz file, each one checked to its last byte; a `ValueError` if it is damaged or holds objects."
     try:
         arrays = {}
@@ -120,7 +120,6 @@ def unpack_npz(
             if any(entry.comment for entry in archive.infolist()): raise ValueError("its directory is damaged")
             for name in archive.namelist():
                 content = io.BytesIO(archive.read(name))  # compares the checksum
-                if name.startswith("val_"): continue
                 arrays[name.removesuffix(".npy")] = np.lib.format.read_array(content, allow_pickle=False)
         return arrays
     except FileNotFoundError:
@@ -134,19 +133,30 @@ def _subfolders(folder: Path) -> list[str]:
     "Their names, sorted, without the hidden ones."
     return sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith("."))
 
+# %% ../nbs/files.ipynb #5d1b7c20
+def _parts_of(
+    folder: Path,
+    names: list[str],  # its subfolders, train among them
+) -> list[Path]:       # its train/ and test/, then its validation part if it has one
+    "The folders of the parts; a `ValueError` where test/ is missing or two could be the validation part."
+    if "test" not in names:
+        advice = f"add it, or give {folder / 'train'} to have a fifth set aside"
+        raise ValueError(f"{folder} has train/ but no test/: {advice}")
+    valid = [name for name in ("val", "valid", "validation") if name in names]
+    if len(valid) > 1: raise ValueError(f"{folder} has {valid[0]}/ and {valid[1]}/: keep one as the validation part")
+    return [folder / name for name in ("train", "test", *valid)]
+
 # %% ../nbs/files.ipynb #fdd4a41a
 def find_parts(
     folder: Path,
-) -> tuple[list[Path], list[str]]:  # the folder itself or its train/ and test/; the classes
+) -> tuple[list[Path], list[str]]:  # the folder itself, or its parts as `_parts_of` has them; the classes
     "Which of the two layouts a folder has; a `ValueError` where it has neither."
     parts, classes = [folder], _subfolders(folder)
     if "train" in classes and _subfolders(folder / "train"):
-        if "test" not in classes:
-            advice = f"add it, or give {folder / 'train'} to have a fifth set aside"
-            raise ValueError(f"{folder} has train/ but no test/: {advice}")
-        parts, classes = [folder / "train", folder / "test"], _subfolders(folder / "train")
-        strange = sorted(set(_subfolders(parts[1])) - set(classes))
-        if strange: raise ValueError(f"{parts[1]} has a class {strange[0]!r} that {parts[0]} has not")
+        parts, classes = _parts_of(folder, classes), _subfolders(folder / "train")
+        for part in parts[1:]:
+            strange = sorted(set(_subfolders(part)) - set(classes))
+            if strange: raise ValueError(f"{part} has a class {strange[0]!r} that {parts[0]} has not")
     if not classes: raise ValueError(f"{parts[0]} has no class folders: expected a folder of images for each class")
     return parts, classes
 

@@ -46,7 +46,7 @@ def test_a_train_that_returns_nothing():
 
 def tiny_set():
     split = Split(torch.randint(0, 256, (30, 1, 8, 8), dtype=torch.uint8), torch.arange(30) % 3)
-    return ImageData(split, split, ["a", "b", "c"], (1, 8, 8), "tiny")
+    return ImageData(split, split, split, ["a", "b", "c"], (1, 8, 8), "tiny")
 
 
 class Auxiliary(nn.Sequential):
@@ -89,7 +89,8 @@ def tiny(n=40, shape=(1, 8, 8), classes=3, seed=0, name="tiny"):
     g = torch.Generator().manual_seed(seed)
     labels = torch.arange(n) % classes
     images = (torch.rand(n, *shape, generator=g) * 100 + 75 * labels.view(-1, 1, 1, 1)).byte()
-    return ImageData(Split(images, labels), Split(images, labels), [str(i) for i in range(classes)], shape, name)
+    split = Split(images, labels)
+    return ImageData(split, split, split, [str(i) for i in range(classes)], shape, name)
 
 
 @pytest.mark.parametrize("amp", ["off", "bf16"])

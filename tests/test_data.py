@@ -10,12 +10,11 @@ import numpy as np
 import pytest
 import torch
 from faults import damaged, one_sentence
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from PIL import Image
 
 from netinv import data as nd
 from netinv.files import load_tensors
+from netinv.splits import stratified_subset
 
 DIGITS = [str(digit) for digit in range(10)]
 IDX = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")
@@ -34,9 +33,9 @@ def arrays(n_train: int = 20, n_test: int = 10, shape: tuple = (8, 8), classes: 
 
 
 def same(one: nd.ImageData, other: nd.ImageData) -> bool:
-    tensors = [(a.images, b.images) for a, b in ((one.train, other.train), (one.test, other.test))]
-    tensors += [(a.labels, b.labels) for a, b in ((one.train, other.train), (one.test, other.test))]
-    return one.classes == other.classes and all(torch.equal(a, b) for a, b in tensors)
+    parts = [(one.train, other.train), (one.valid, other.valid), (one.test, other.test)]
+    equal = all(torch.equal(a.images, b.images) and torch.equal(a.labels, b.labels) for a, b in parts)
+    return one.classes == other.classes and equal
 
 
 def idx_bytes(array: np.ndarray) -> bytes:
@@ -72,7 +71,7 @@ def no_network(monkeypatch):
 @pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
 def test_damaged_npz(tmp_path, save):
     path = tmp_path / "some.npz"
-    save(path, **arrays(), class_names=["even", "odd"], val_images=noise(2, 8, 8))
+    save(path, **arrays(), class_names=["even", "odd"], val_images=noise(2, 8, 8), val_labels=np.arange(2))
     good, blob, refused = nd.load_data(path), path.read_bytes(), 0
     for bad in damaged(blob, 150, seed=1):
         path.write_bytes(bad)
@@ -144,7 +143,7 @@ def bomb(tmp_path):
     assert not marker.exists()
 
 
-@pytest.mark.parametrize("key", ["train_images", "test_labels", "class_names", "extra"])
+@pytest.mark.parametrize("key", ["train_images", "test_labels", "val_images", "class_names", "extra"])
 def test_objects_in_npz_stay_closed(tmp_path, bomb, key):
     objects = np.empty(20, object)
     objects[:] = [bomb] * 20
@@ -161,29 +160,7 @@ def test_renamed_pickles_stay_closed(tmp_path, bomb, dump, name, load):
     one_sentence(info.value, name)
 
 
-# Subsets
-
-
-@given(st.lists(st.integers(1, 40), min_size=1, max_size=7), st.integers(0, 2**31))
-@settings(max_examples=80, deadline=None)
-def test_every_prefix_is_stratified(counts, seed):
-    labels = torch.arange(len(counts)).repeat_interleave(torch.tensor(counts))
-    labels = labels[torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))]
-    order = nd.stratified_order(labels, seed)
-    total = len(labels)
-    assert torch.equal(order.sort().values, torch.arange(total))
-    taken = torch.nn.functional.one_hot(labels[order], len(counts)).cumsum(0)
-    share = torch.arange(1, total + 1)[:, None] * torch.tensor(counts)  # exact: both sides times the total
-    assert ((taken * total - share).abs() < total).all()
-
-
-@given(st.lists(st.integers(0, 4), min_size=1, max_size=60), st.data())
-@settings(max_examples=40, deadline=None)
-def test_subsets_are_nested_and_keep_the_order(labels, draw):
-    n, m = sorted(draw.draw(st.tuples(*[st.integers(1, len(labels))] * 2)))
-    whole = nd.Split(torch.arange(len(labels), dtype=torch.uint8).view(-1, 1, 1, 1), torch.tensor(labels))
-    small, large = (nd.stratified_subset(whole, size, seed=3).images.flatten().tolist() for size in (n, m))
-    assert len(small) == n and set(small) <= set(large) and large == sorted(large)
+# Sizes
 
 
 @pytest.mark.parametrize("size", [0, -1, 1439, 2.5, True, "10"])
@@ -193,10 +170,45 @@ def test_sizes_that_cannot_be_had(size):
         one_sentence(info.value, argument, repr(size), "from 1 to")
 
 
+# The validation part
+
+
+def test_digits_have_the_same_validation_images_for_every_training_size():
+    whole = nd.load_data("digits", valid_size=0, seed=3)
+    usual = nd.load_data("digits", seed=3)
+    assert (len(usual.train), len(usual.valid), len(usual.test)) == (1295, 143, 359)
+    assert usual.name == "digits, 1,295 of 1,438 training images"
+    assert repr(usual).count("1,295 training, 143 validation and 359 test images of 1x28x28") == 1
+    for size in (10, 500, 1295):
+        data = nd.load_data("digits", train_size=size, seed=3)
+        before = stratified_subset(whole.train, size, seed=3)
+        assert same(data, nd.ImageData(before, usual.valid, whole.test, DIGITS, (1, 28, 28), ""))
+    assert len(nd.load_data("digits", train_size=1438, valid_size=0).valid) == 0
+    assert not torch.equal(nd.load_data("digits").valid.images, usual.valid.images)  # of another seed
+
+
+@pytest.mark.parametrize("size", [-1, 1438, 2.5, True, "10"])
+def test_validation_sizes_that_cannot_be_had(size):
+    with pytest.raises(ValueError) as info: nd.load_data("digits", valid_size=size)
+    one_sentence(info.value, "valid_size", repr(size), "from 0 to 1,437", "None for a tenth")
+
+
+@pytest.mark.parametrize("sizes, parts", [
+    ({"train_size": 1296}, ["train_size=1296", "from 1 to 1,295 (to 1,438 with valid_size=0)"]),
+    ({"train_size": 439, "valid_size": 1000}, ["train_size=439", "from 1 to 438 (to 1,438 with valid_size=0)"]),
+    ({"train_size": 1439, "valid_size": 0}, ["train_size=1439", "from 1 to 1,438, or None"]),
+])  # fmt: skip
+def test_training_sizes_that_validation_leaves_no_room_for(sizes, parts):
+    with pytest.raises(ValueError) as info: nd.load_data("digits", **sizes)
+    one_sentence(info.value, *parts)
+
+
 def test_digits_split_ignores_the_seed():
-    one, other = nd.load_data("digits", test_size=100, seed=1), nd.load_data("digits", train_size=900, seed=2)
+    one = nd.load_data("digits", valid_size=0, test_size=100, seed=1)
+    other = nd.load_data("digits", train_size=900, valid_size=0, seed=2)
     assert (len(one.train), len(other.test)) == (1438, 359)
-    assert same(nd.load_data("digits"), nd.ImageData(one.train, other.test, DIGITS, (1, 28, 28), ""))
+    made = nd.ImageData(one.train, one.valid, other.test, DIGITS, (1, 28, 28), "")
+    assert same(nd.load_data("digits", valid_size=0), made)
     assert one.name == "digits, 100 of 359 test images" and other.name == "digits, 900 of 1,438 training images"
     assert one.train.images.float().mean() > 60 and one.train.images.max() == 255 and one.train.images.min() == 0
 
@@ -215,6 +227,12 @@ def test_digits_split_ignores_the_seed():
     ({"train_images": noise(20, 0, 8)}, ["[20, 0, 8, 1]"]),
     ({"test_images": noise(0, 8, 8), "test_labels": np.zeros(0, int)}, ["test part is empty"]),
     ({"train_images": noise(0, 8, 8), "train_labels": np.zeros(0, int)}, ["training part is empty"]),
+    ({"val_images": noise(4, 8, 8)}, ["has no val_labels", "val_images, val_labels"]),
+    ({"val_labels": np.zeros(4, int)}, ["has no val_images"]),
+    ({"val_images": noise(4, 8, 8), "val_labels": np.zeros(3, int)}, ["(val)", "4 images but 3 labels"]),
+    ({"val_images": noise(4, 8, 9), "val_labels": np.zeros(4, int)}, ["training and validation", "1x8x8 but 1x8x9"]),
+    ({"val_images": noise(4, 8, 8), "val_labels": np.arange(4)}, ["validation label 3 is out of range"]),
+    ({"val_images": noise(0, 8, 8), "val_labels": np.zeros(0, int)}, ["validation part is empty"]),
     ({"test_labels": np.arange(10)}, ["test label 9 is out of range", "2 classes"]),
     ({"test_labels": np.arange(10) - 1, "class_names": np.array(DIGITS)}, ["test label -1 is out of range"]),
     ({"train_labels": np.arange(20) * 2}, ["no training image has label 1", "class_names"]),
@@ -235,12 +253,30 @@ def test_npz_shapes(tmp_path):
     path = tmp_path / "some.npz"
     for shape in ((8, 6), (8, 6, 1), (8, 6, 3)):
         content = arrays(shape=shape)
-        np.savez(path, **content, val_images=np.zeros(3), more=np.zeros(3))
+        np.savez(path, **content, more=np.zeros(3))
         data = nd.load_data(str(path))
         assert data.shape == ((3 if shape[-1] == 3 else 1), 8, 6) and data.classes == ["0", "1"]
         expected = content["test_images"].reshape(10, 8, 6, -1)
         assert np.array_equal(data.test.images.permute(0, 2, 3, 1).cpu().numpy(), expected)
         assert data.test.labels.tolist() == [0, 1] * 5
+
+
+def test_validation_part_of_an_npz(tmp_path):
+    path, content = tmp_path / "some.npz", arrays(40)
+    val_images = noise(6, 8, 8, seed=2)
+    np.savez(path, **content, val_images=val_images, val_labels=np.arange(6)[:, None] % 2)
+    data = nd.load_data(path)
+    assert np.array_equal(data.train.images[:, 0].cpu(), content["train_images"])  # nothing is cut
+    assert np.array_equal(data.valid.images[:, 0].cpu(), val_images) and data.valid.labels.tolist() == [0, 1] * 3
+    assert data.name == str(path)
+    fewer = nd.load_data(path, train_size=10, valid_size=2)
+    assert fewer.valid.labels.bincount().tolist() == [1, 1]
+    assert fewer.name == f"{path}, 10 of 40 training and 2 of 6 validation images"
+    assert nd.load_data(path, valid_size=0).valid.images.shape == (0, 1, 8, 8)
+    with pytest.raises(ValueError) as info: nd.load_data(path, valid_size=7)
+    one_sentence(info.value, "valid_size=7", "from 0 to 6, or None for all")
+    with pytest.raises(ValueError) as info: nd.load_data(path, train_size=41)
+    one_sentence(info.value, "train_size=41", "from 1 to 40, or None for all")
 
 
 def test_labels_of_a_named_npz_are_checked(tmp_path, monkeypatch):
@@ -283,6 +319,36 @@ def test_folder_with_train_and_test(tmp_path):
     assert np.array_equal(data.train.images.permute(0, 2, 3, 1).cpu(), np.stack([image for image, _ in expected]))
     assert data.train.labels.tolist() == [label for _, label in expected]
     assert data.test.labels.tolist() == [1] * 5 and data.shape == (3, 10, 12)
+
+
+@pytest.mark.parametrize("name", ["val", "valid", "validation"])
+def test_folder_with_a_validation_part(tmp_path, name):
+    write_pictures(tmp_path / "train", n=10)
+    write_pictures(tmp_path / "test")
+    without = nd.load_data(tmp_path)
+    assert (len(without.train), len(without.valid), len(without.test)) == (18, 2, 10)
+    write_pictures(tmp_path / name, n=3, classes=("dog",))
+    data = nd.load_data(tmp_path)
+    assert (len(data.train), data.valid.labels.tolist(), len(data.test)) == (20, [1] * 3, 10)
+    assert torch.equal(data.valid.images, data.train.images[10:13])  # the same three dogs
+    assert torch.equal(data.test.images, without.test.images)
+
+
+def test_validation_folders_that_are_refused(tmp_path):
+    write_pictures(tmp_path / "train")
+    write_pictures(tmp_path / "val")
+    with pytest.raises(ValueError) as info: nd.load_data(tmp_path)
+    one_sentence(info.value, "has train/ but no test/")
+    write_pictures(tmp_path / "test")
+    write_pictures(tmp_path / "val", classes=("cow",))
+    with pytest.raises(ValueError) as info: nd.load_data(tmp_path)
+    one_sentence(info.value, tmp_path / "val", "'cow' that")
+    (tmp_path / "validation").mkdir()
+    with pytest.raises(ValueError) as info: nd.load_data(tmp_path)
+    one_sentence(info.value, tmp_path, "has val/ and validation/: keep one")
+    (tmp_path / "val").rename(tmp_path / "other")
+    with pytest.raises(ValueError) as info: nd.load_data(tmp_path)
+    one_sentence(info.value, tmp_path, "validation part is empty")
 
 
 def test_one_colour_picture_makes_all_rgb(tmp_path):
@@ -431,15 +497,18 @@ def test_sources_that_are_not_there(tmp_path, monkeypatch, source):
 def test_real_idx_files(real_data):
     mnist, fashion = nd.load_data("mnist"), nd.load_data("fashion_mnist")
     for data in (mnist, fashion):
-        assert (len(data.train), len(data.test), data.shape) == (60_000, 10_000, (1, 28, 28))
-    assert mnist.train.labels.bincount().tolist() == [5923, 6742, 5958, 6131, 5842, 5421, 5918, 6265, 5851, 5949]
-    assert fashion.train.labels.bincount().tolist() == [6000] * 10 and fashion.classes[9] == "ankle boot"
-    assert mnist.name == "mnist" and fashion.name == "fashion_mnist"
+        assert (len(data.train), len(data.valid), len(data.test)) == (55_000, 5000, 10_000)
+        assert data.shape == (1, 28, 28)
+    counts = mnist.train.labels.bincount() + mnist.valid.labels.bincount()
+    assert counts.tolist() == [5923, 6742, 5958, 6131, 5842, 5421, 5918, 6265, 5851, 5949]
+    assert fashion.train.labels.bincount().tolist() == [5500] * 10 and fashion.classes[9] == "ankle boot"
+    assert mnist.name == "mnist, 55,000 of 60,000 training images"
+    assert nd.load_data("fashion_mnist", valid_size=0).name == "fashion_mnist"
     assert abs(nd.to_float(mnist.train.images[:6000]).mean().item() - 0.13) < 0.01
 
 
 def test_real_subsets(real_data):
-    whole = nd.load_data("mnist").train
+    whole = nd.load_data("mnist", valid_size=0).train
     keys = []
     for size in (1000, 5000, 10_000):
         subset = nd.load_data("mnist", train_size=size).train
@@ -450,12 +519,15 @@ def test_real_subsets(real_data):
 
 
 def test_real_npz_files(real_data):
-    cifar, svhn = nd.load_data("cifar10"), nd.load_data("svhn")
+    cifar, svhn = (nd.load_data(name, valid_size=0) for name in ("cifar10", "svhn"))
     assert cifar.shape == svhn.shape == (3, 32, 32)
     assert cifar.train.labels.bincount().tolist() == [669] * 10 and cifar.test.labels.bincount().tolist() == [200] * 10
     assert svhn.train.labels.bincount().tolist() == [30, 108, 52, 50, 54, 48, 35, 39, 37, 30]
     assert svhn.test.labels.bincount().tolist() == [36, 119, 89, 84, 56, 64, 43, 31, 41, 37]
     assert cifar.name == "cifar10, 6,690 of 50,000 training images, from cifar10.npz"
+    usual = nd.load_data("cifar10")
+    assert (len(usual.train), len(usual.valid)) == (6021, 669)
+    assert usual.name == "cifar10, 6,021 of 50,000 training images, from cifar10.npz"
 
 
 def test_real_file_cut_short(real_data, tmp_path, monkeypatch):
@@ -476,6 +548,7 @@ def test_contact_sheet(tmp_path):
     names = ["<script>", '"quoted"', *map(str, range(23))]
     np.savez(tmp_path / "some.npz", **arrays(50, 25, (100, 50), 25), class_names=names)
     html = nd.load_data(tmp_path / "some.npz")._repr_html_()
+    assert "50 training, 0 validation and 25 test images of 1x100x50" in html
     assert "<script>" not in html and 'alt="2 training images of class &lt;script&gt;"' in html
     assert html.count("<img ") == html.count(' alt="') == 20 and "and 5 more classes" in html
     assert "no images" in nd.load_data("digits", train_size=3)._repr_html_()

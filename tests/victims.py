@@ -13,7 +13,7 @@ from netinv.frozen import FrozenClassifier
 @cache
 def digits() -> ImageData:
     "The 300 images that the victim learns."
-    data = load_data("digits", device="cpu")
+    data = load_data("digits", valid_size=0, device="cpu")
     known, _ = split_off(data.train, 300)
     return replace(data, train=known)
 
@@ -21,7 +21,7 @@ def digits() -> ImageData:
 @cache
 def unseen() -> Split:
     "All others."
-    return split_off(load_data("digits", device="cpu").train, 300)[1]
+    return split_off(load_data("digits", valid_size=0, device="cpu").train, 300)[1]
 
 
 @cache
