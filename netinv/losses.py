@@ -59,7 +59,7 @@ def unit_rows(
     return f / length.masked_fill(length <= eps, 1)
 
 # %% ../nbs/losses.ipynb #1ad9547b
-def shared(
+def with_share(
     f: Tensor,             # [..., B, D] unit rows
     share: Tensor | None,  # [..., B] in [0, 1]
 ) -> Tensor:               # [..., B, D]
@@ -72,7 +72,7 @@ def cosine_loss(
     share: Tensor | None = None,  # [B] or [K, B] in [0, 1], how much each row counts; None: all fully
 ) -> Tensor:                      # scalar in [-1/(B-1), 1], lower is more diverse
     "Mean cosine over all pairs of different rows (section 3.3), then over generators; a zero row has cosine 0."
-    f = shared(unit_rows(features), share)
+    f = with_share(unit_rows(features), share)
     b = f.shape[-2]
     all_pairs, with_itself = f.sum(-2).square().sum(-1), f.square().sum((-2, -1))
     return ((all_pairs - with_itself) / (b * (b - 1))).mean()
@@ -106,7 +106,7 @@ def class_cosine_loss(
     f = unit_rows(x - x.mean(-1, keepdim=True))
     same = labels[:, :, None] == labels[:, None, :]
     same = same & ~torch.eye(f.shape[1], dtype=torch.bool, device=f.device)
-    return ((gram(shared(f, share)) * same).sum((1, 2)) / same.sum((1, 2)).clamp(min=1)).mean()
+    return ((gram(with_share(f, share)) * same).sum((1, 2)) / same.sum((1, 2)).clamp(min=1)).mean()
 
 # %% ../nbs/losses.ipynb #00270e01
 def variation_loss(
