@@ -23,7 +23,7 @@ help:
 	@echo "PYTHON=python3.12 picks the interpreter for .venv; NETINV_DATA=folder says where real data sets are."
 
 demo: $(VENV)/.runtime
-	$(BIN)/netinv run nbs/experiments/fig2_inversion.ipynb --profile cpu -p datasets digits -p n_generators 3 -p steps 150 --out runs/demo
+	$(BIN)/netinv run nbs/experiments/fig2_inversion.ipynb --profile cpu -p datasets digits -p n_generators 2 -p steps 150 --out runs/demo
 
 test: $(VENV)/.dev
 	$(BIN)/python tools/check_notebooks.py

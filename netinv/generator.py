@@ -238,7 +238,7 @@ class Generator(Drawing):
     ):
         super().__init__()
         if brightness is None: brightness = 0.5
-        _check(shape, latent_dim, width, smooth, dropout, brightness, min(stretch, canvas))
+        _check(shape, latent_dim, width, smooth, dropout, brightness, stretch, canvas)
         self.shape, self.latent_dim, self.conditioning = tuple(shape), latent_dim, conditioning
         self.smooth, self.stretch, self.gain = smooth, stretch, canvas
         size, n = conditioning.matrix_size, conditioning.n_classes
@@ -304,6 +304,7 @@ def _check(
     dropout: float,
     brightness: float,
     stretch: float,
+    canvas: float,
 ) -> None:
     "A sentence for what a generator cannot be built from."
     if len(shape) != 3 or shape[0] < 1 or min(shape[1:]) < 8:
@@ -313,6 +314,7 @@ def _check(
         raise ValueError(f"latent_dim is {latent_dim} and smooth is {smooth}: expected at least 1, and at least 0")
     if not 0 <= dropout < 1: raise ValueError(f"dropout is {dropout}: expected a share from 0 up to, not including, 1")
     if not 0 < brightness < 1: raise ValueError(f"brightness is {brightness}: expected a mean pixel between 0 and 1")
+    if not 0 <= canvas < math.inf: raise ValueError(f"canvas is {canvas}: expected 0, or a number above")
     if not 0 <= stretch < math.inf: raise ValueError(f"stretch is {stretch}: expected 0, or a number above")
 
 # %% ../nbs/generator.ipynb #f8524baa
