@@ -77,6 +77,7 @@ class Loop(Run):
                            generator=describe_generator(factory))
         self._build(factory, [1_000 * seed + k for k in range(n_generators)])
         self.met = torch.zeros(n_generators, classifier.n_classes, device=self.device)  # share of hits lately
+        self.parted = torch.full_like(self.met, 0.02)  # what part each class takes in the terms for variety
         self.asked = torch.tensor(self.conditioning.classes, device=self.device)
         self.sample_rng = torch.Generator(self.device).manual_seed(1_000 * seed + 999)
         self.began = time.perf_counter()
@@ -109,13 +110,14 @@ def parts(self: Loop) -> dict[str, nn.Module]:
 
 @patch
 def more(self: Loop) -> dict[str, Tensor]:
-    "The share of hits that each class has had lately."
-    return {"met": self.met}
+    "How each class is doing."
+    return {"met": self.met, "parted": self.parted}
 
 @patch
 def take(self: Loop, state: dict[str, Tensor]) -> None:
     "Put it back."
     self.met.copy_(state["met"])
+    self.parted.copy_(state["parted"])
 
 @patch
 def settings(self: Loop) -> dict:
@@ -179,7 +181,8 @@ def train_step(self: Loop) -> None:
         shown = self.objective.show(images, self.rngs)
         with self.objective.watching(self.rngs): flat = self.target(shown.flatten(0, 1))
     out = ClassifierOutput(*(part.unflatten(0, images.shape[:2]) for part in flat))
-    share = self.objective.share(self.met)
+    share = self.objective.share(self.met, self.parted)
+    if share is not None: self.parted.copy_(share)
     terms = self.objective(images, condition, out, None if share is None else share.gather(1, condition.labels))
     total = self.objective.weigh(terms)
     self.optimizers[0].zero_grad()

@@ -173,8 +173,8 @@ class Inversion(Objective):
     settings = (
         Setting("unit", "unit", 0.0, "what logits are divided by before a loss sees them; 0: by the spread of the "
                 "classifier's logits"),
-        Setting("hold", "hold", 0.95, "share of hits from which on a class takes full part in the terms for variety; "
-                "0: from the start", 1.0),
+        Setting("hold", "hold", 0.97, "share of hits that a class keeps: with fewer, it takes less part in the terms for "
+                "variety; 0: full part always", 1.0),
         Setting("lag", "lag", 4.0, "how much more often a class without hits is asked for than one that is met"),
         Setting("clean", "clean", 0.5, "share of images that the classifier is shown unmoved", 1.0),
         Setting("epsilon", "ε", 0.05, "largest change of a pixel in moved images"),
@@ -205,10 +205,12 @@ def view(self: Inversion, images: Tensor, condition: Condition, out: ClassifierO
 def share(
     self: Objective,
     met: Tensor,       # [K, N] in [0, 1], share of hits of each class lately
-) -> Tensor | None:    # [K, N] in [0.05, 1], how much its images count in the terms for variety; None: all fully
-    "What part a class takes in the terms for variety."
+    before: Tensor,    # [K, N] in [0.02, 1], its part in the terms for variety in the last step
+) -> Tensor | None:    # [K, N] in [0.02, 1], its part in this step; None: all fully
+    "What part a class takes in the terms for variety: it grows where the class is met, and shrinks where it is not."
     hold = self._numbers.get("hold", 0.0)
-    return (1 + (met - hold) / 0.25).clamp(0.05, 1) if hold else None
+    gain = met - hold
+    return (before * torch.where(gain > 0, 5 * gain, gain).exp()).clamp(0.02, 1) if hold else None
 
 @patch
 def demand(

@@ -16,7 +16,7 @@ from netinv.conditioning import Condition
 from netinv.data import ImageData
 from netinv.frozen import ClassifierOutput, FrozenClassifier
 from netinv.generator import Generator
-from netinv.losses import ce_loss, class_cosine_loss
+from netinv.losses import ce_loss
 from netinv.objective import Term
 from netinv.reconstruction import Reconstruction, best_of, reconstruct, reconstruction_inverter
 from netinv.samples import Samples
@@ -158,14 +158,6 @@ def test_a_checkpoint_of_other_weights_is_refused(frozen: FrozenClassifier, tmp_
     reconstruct(frozen, **wanted)
     with pytest.raises(ValueError, match="was written with"):
         reconstruct(frozen, resume=True, objective=Reconstruction(eta_bn=0.0), **wanted)
-
-
-def test_class_cosine_against_a_loop() -> None:
-    images, labels = torch.rand(2, 5, 1, 3, 3, dtype=torch.float64), torch.tensor([[0, 1, 0, 1, 2], [3, 3, 3, 0, 1]])
-    pairs = [torch.cosine_similarity(images[k, i].flatten(), images[k, j].flatten(), dim=0).item()
-             for k in range(2) for i in range(5) for j in range(5) if i != j and labels[k, i] == labels[k, j]]
-    expected = (sum(pairs[:4]) / 4 + sum(pairs[4:]) / 6) / 2
-    assert class_cosine_loss(images, labels).item() == pytest.approx(expected, rel=1e-9)
 
 
 def test_terms_without_weight_are_left_out_and_the_others_are_what_they_say(frozen: FrozenClassifier) -> None:
