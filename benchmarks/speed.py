@@ -3,9 +3,9 @@
 Every figure comes from a process of its own, so that peak memory is its own too. In the same run, on the same
 classifiers: netinv's defaults; the paper word for word (float32, eager); descent on pixels and DeepInversion, as they
 are usually written (float32, the classifier as it came), and the pixels once more with what makes netinv fast
-(bfloat16, the classifier folded). On glibc all are told to keep memory, as `netinv run` does. Seconds to 95 % are
-counted from a trained classifier to the step at which every class is at 95 % of fresh samples, the look at these
-samples included.
+(bfloat16, the classifier folded). All are told what `netinv run` tells its kernels, with `process_settings`. Seconds to
+95 % are counted from a trained classifier to the step at which every class is at 95 % of fresh samples, the look at
+these samples included.
 
     python benchmarks/speed.py                       # the profile cpu: forty minutes on two cores, ten for the paper
     python benchmarks/speed.py --profile gpu         # all batch sizes, resnet18 at 224 pixels, 16 generators
@@ -30,8 +30,9 @@ from netinv import FrozenClassifier, Inverter, accuracy, load_data, load_weights
 from netinv.baselines import DeepInverter, PixelInverter, literal_inverter
 from netinv.classifier import CNN
 from netinv.data import first_available
-from netinv.device import KEEP_MEMORY, pick_amp, pick_device
+from netinv.device import pick_amp, pick_device
 from netinv.files import write_atomic
+from netinv.runner import process_settings
 
 MODELS = {  # data set, side in pixels, training images
     "mnist": ("mnist", 28, 10_000), "cifar10": ("cifar10", 32, 5_000),
@@ -181,7 +182,7 @@ PARTS = {f.__name__: f for f in (to95, steps, matrix_rate, import_time)}
 def alone(part: str, **given) -> dict:
     "One measurement in a process of its own."
     command = [sys.executable, __file__, "--one", json.dumps({"part": part, "given": given})]
-    run = subprocess.run(command, capture_output=True, text=True, env=KEEP_MEMORY | os.environ)
+    run = subprocess.run(command, capture_output=True, text=True, env=os.environ | process_settings())
     if run.returncode: raise SystemExit(f"{part} {given} failed:\n{run.stderr[-2000:]}")
     return json.loads(run.stdout.splitlines()[-1])
 

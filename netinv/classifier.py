@@ -351,9 +351,10 @@ def train_epoch(
     "One pass over the batches, and its row in `epochs`."
     began, first = time.perf_counter(), self.step
     self.model.train()
-    for images, labels in self.batches():
-        self.train_step(images, labels)
-        if self.log.filled == SYNC_EVERY: self._look(bar)
+    with self.threads.chosen(self.device) as run:
+        for images, labels in self.batches():
+            run(self.train_step, images, labels)
+            if self.log.filled == SYNC_EVERY: self._look(bar)
     if self.log.filled: self._look(bar)
     if self.step == first: raise ValueError("batches gave no batch: expected at least one of images and labels")
     (loss, accuracy), seconds = self.log.table[first:].mean(0).tolist(), time.perf_counter() - began
@@ -411,7 +412,7 @@ def train_classifier(
     *,
     model: nn.Module | None = None,  # images [B, C, H, W] in [0, 1] to logits [B, N]; trained in place; None: a `CNN`
     epochs: int | None = None,       # passes over the training images; None: `default_epochs`
-    seed: int = 0,                   # same seed, same machine: same weights
+    seed: int = 0,                   # same seed, same machine, as many threads: same weights
     batch_size: int = 128,
     lr: float = 3e-3,                # peak of the step size
     weight_decay: float = 0.05,

@@ -9,6 +9,7 @@ __all__ = ['build_parser', 'main']
 import argparse
 import difflib
 import math
+import os
 import re
 import sys
 import warnings
@@ -17,7 +18,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from netinv.runner import (
-    RunFailed, UsageError, list_notebooks, parse_value, report_folder, run_folder, run_notebook, short_path,
+    RunFailed, UsageError, list_notebooks, parse_value, process_settings, report_folder, run_folder, run_notebook,
+    short_path,
 )
 
 if TYPE_CHECKING:
@@ -309,6 +311,7 @@ def main(
     argv: list[str] | None = None,  # the command line without `netinv`; sys.argv if None
 ) -> int:                           # 0 done, 1 the run failed, 2 bad usage, 130 interrupted
     "The command `netinv`."
+    os.environ.update(process_settings())
     args = build_parser().parse_args(argv)
     try:
         args.action(args)

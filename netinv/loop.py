@@ -53,7 +53,7 @@ class Loop(Run):
         lr: float = 1e-2,                      # step size of Adam
         averaging: float = 0.9,                # decay of the mean of the weights, which draws samples; 0 for no mean
         classes: list[int] | None = None,      # labels to ask for; None for all that can be reached
-        seed: int = 0,                         # repeats the run on the same machine
+        seed: int = 0,                         # repeats the run on the same machine with as many threads
         amp: str = "auto",                     # "auto", "bf16" or "off"
         folded: bool = True,                   # whether the classifier may run folded
         **others,                              # none; arguments of 0.1.0 are told what they are called now
@@ -415,10 +415,10 @@ def fit(
     told = lambda: {"start": start, "goal": vars(goal) if goal else None}
     self.began = time.perf_counter() - self.seconds
     with tqdm(total=end if steps is not None else None, initial=self.step, desc="inversion", unit="step",
-              disable=not progress) as bar:
+              disable=not progress) as bar, self.threads.chosen(self.device) as run:
         try:
             while self.step < end:
-                self.train_step()
+                run(self.train_step)
                 stop = bool(on_step and on_step(self))
                 if self.log.filled < SYNC_EVERY and self.step < end and not stop: continue
                 block = self.log.read()

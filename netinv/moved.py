@@ -36,6 +36,7 @@ RENAMED = {
     "PAGE": "a file of the package: netinv/static/hover.html",
     "DRAW": "a file of the package: netinv/static/hover.js",
     "POINT": "a part of a file of the package: netinv/static/hover.js",
+    "KEEP_MEMORY": "a part of PROCESS_SETTINGS in netinv.runner, which also says how threads wait",
     "finite_rows": "check_features in netinv.metrics: check_features(images.flatten(1))",
 }
 

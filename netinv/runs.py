@@ -9,12 +9,14 @@ __all__ = ['SYNC_EVERY', 'Log', 'fingerprint', 'Run', 'write_run', 'read_config'
 import hashlib
 import json
 import os
+from functools import cached_property
 from pathlib import Path
 
 import torch
 from fastcore.basics import patch
 from torch import Tensor, nn
 
+from .device import Threads
 from .files import load_tensors, save_tensors, write_atomic
 
 # %% ../nbs/runs.ipynb #01e6dff9
@@ -77,6 +79,11 @@ class Run:
 
     def take(self, state: dict[str, Tensor]) -> None:
         "Put back what `more` gave."
+
+    @cached_property
+    def threads(self) -> Threads:
+        "With how many threads its steps run; see `Threads.chosen`."
+        return Threads()
 
 # %% ../nbs/runs.ipynb #1a0dc473
 @patch

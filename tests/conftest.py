@@ -6,8 +6,11 @@ from contextlib import redirect_stdout
 from pathlib import Path
 
 import pytest
-import torch
-from hypothesis import settings
+
+os.environ.setdefault("OMP_NUM_THREADS", str(os.cpu_count() or 1))  # another number of threads makes other bits
+
+import torch  # noqa: E402: reads OMP_NUM_THREADS
+from hypothesis import settings  # noqa: E402
 
 ROOT = Path(__file__).resolve().parent.parent
 

@@ -15,7 +15,7 @@ import yaml
 from clones import clone, injected, write_notebook  # noqa: F401: clone is a fixture
 
 from netinv.cli import SETTINGS, main, print_classes
-from netinv.runner import find_notebook, notebooks
+from netinv.runner import PROCESS_SETTINGS, find_notebook, notebooks
 
 ROOT = Path(__file__).resolve().parent.parent
 COMMAND = [sys.executable, "-c", "from netinv.cli import main; raise SystemExit(main())"]
@@ -194,6 +194,23 @@ finally: assert not {"torch", "yaml", "papermill", "joblib"} & set(sys.modules) 
     options = dict(capture_output=True, text=True, check=True)
     environ = {**os.environ, "COLUMNS": "1000", "PYTHONPATH": str(ROOT)}
     return subprocess.run([sys.executable, "-c", script, *argv], env=environ, **options).stdout
+
+
+@pytest.mark.parametrize("own", [{}, {"GOMP_SPINCOUNT": "77"}])
+def test_the_command_is_told_its_settings_before_torch_is_loaded(own: dict[str, str]) -> None:
+    script = """
+import os, sys
+class Spy:
+    def find_spec(name, path=None, target=None):
+        if name == "torch": print("torch sees", os.environ.get("GOMP_SPINCOUNT"))
+sys.meta_path.insert(0, Spy)
+from netinv.cli import main
+main(["invert", "--help"])
+"""
+    hidden = (*PROCESS_SETTINGS, "OMP_WAIT_POLICY")
+    environ = {name: value for name, value in os.environ.items() if name not in hidden} | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, "-c", script], env=environ | own, capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[0] == f"torch sees {(PROCESS_SETTINGS | own)['GOMP_SPINCOUNT']}"
 
 
 @pytest.mark.parametrize("command", ["", "list", "run"])

@@ -10,7 +10,9 @@ from clones import clone, injected, write_notebook  # noqa: F401: clone is a fix
 from hypothesis import given
 from hypothesis import strategies as st
 
-from netinv.runner import UsageError, find_notebook, notebooks, parse_value, run_notebook
+from netinv.runner import (
+    PROCESS_SETTINGS, UsageError, find_notebook, notebooks, parse_value, process_settings, run_notebook,
+)
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -44,13 +46,30 @@ def test_the_kernel_is_this_python_whatever_jupyter_has_installed(clone: Path, m
     assert os.environ["JUPYTER_PATH"] == str(Path("jupyter").resolve())
 
 
-def test_the_kernel_keeps_its_memory_unless_told_otherwise(clone: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_kernel_is_told_the_settings_unless_the_user_has_made_them(
+    clone: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in (*PROCESS_SETTINGS, "OMP_WAIT_POLICY"): monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("MALLOC_TRIM_THRESHOLD_", "123456")
-    monkeypatch.delenv("MALLOC_MMAP_MAX_", raising=False)
-    look = "from os import environ\nassert environ['MALLOC_MMAP_MAX_'] == '0'"
-    write_notebook(Path("nbs/env.ipynb"), "a = 1", look, "assert environ['MALLOC_TRIM_THRESHOLD_'] == '123456'")
+    expected = PROCESS_SETTINGS | {"MALLOC_TRIM_THRESHOLD_": "123456"}
+    look = f"from os import environ\nfor name, value in {expected}.items(): assert environ[name] == value"
+    write_notebook(Path("nbs/env.ipynb"), "a = 1", look)
     run_notebook("env", out="out", progress=False)
     assert "MALLOC_MMAP_MAX_" not in os.environ
+
+
+@pytest.mark.parametrize("name", PROCESS_SETTINGS)
+def test_a_setting_of_the_user_wins(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    for other in (*PROCESS_SETTINGS, "OMP_WAIT_POLICY"): monkeypatch.delenv(other, raising=False)
+    assert process_settings() == PROCESS_SETTINGS
+    monkeypatch.setenv(name, "7")
+    assert process_settings() == {other: value for other, value in PROCESS_SETTINGS.items() if other != name}
+
+
+def test_a_way_of_waiting_that_the_user_has_chosen_wins(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("GOMP_SPINCOUNT", raising=False)
+    monkeypatch.setenv("OMP_WAIT_POLICY", "active")
+    assert "GOMP_SPINCOUNT" not in process_settings()
 
 
 FINITE = st.floats(allow_nan=False, allow_infinity=False)
@@ -83,18 +102,19 @@ from netinv.data import load_data
 
 data = load_data("digits", device="cpu")
 def work(k):
-    found = {"sum": k + len(data.classes), "keeps memory": os.environ.get("MALLOC_MMAP_MAX_")}
+    told = [os.environ.get(name) for name in ("GOMP_SPINCOUNT", "MALLOC_TRIM_THRESHOLD_")]
+    found = {"sum": k + len(data.classes), "told": "+".join(map(str, told))}
     return found, {"row": torch.arange(k)}
 
 if __name__ == "__main__":
     done = run_tasks(work, [(2,), (3,)], folder=sys.argv[1], settings={}, jobs=2)
     print(*done[(3,)][0].values())
 """)
-    environ = {name: value for name, value in os.environ.items() if not name.startswith("MALLOC_")}
-    environ |= {"CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(ROOT)}
+    environ = {name: value for name, value in os.environ.items() if name not in (*PROCESS_SETTINGS, "OMP_WAIT_POLICY")}
+    environ |= {"CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(ROOT), "MALLOC_TRIM_THRESHOLD_": "77"}
     command = [sys.executable, str(script), str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environ)
-    assert done.stdout.strip() == "13 0", done.stderr
+    assert done.stdout.strip() == f"13 {PROCESS_SETTINGS['GOMP_SPINCOUNT']}+77", done.stderr
 
 
 def write_order(*pages: str | dict) -> None:
