@@ -173,8 +173,8 @@ class Inversion(Objective):
     settings = (
         Setting("unit", "unit", 0.0, "what logits are divided by before a loss sees them; 0: by the spread of the "
                 "classifier's logits"),
-        Setting("hold", "hold", 0.97, "share of hits that a class keeps: with fewer, it takes less part in the terms for "
-                "variety; 0: full part always", 1.0),
+        Setting("hold", "hold", 0.97, "share of hits that a class keeps: with fewer, it takes less part in the terms "
+                "for variety; 0: full part always", 1.0),
         Setting("lag", "lag", 4.0, "how much more often a class without hits is asked for than one that is met"),
         Setting("clean", "clean", 0.5, "share of images that the classifier is shown unmoved", 1.0),
         Setting("epsilon", "ε", 0.05, "largest change of a pixel in moved images"),
