@@ -2,7 +2,7 @@
 
 The names that people need lie here, and each is loaded when it is first asked for: `from netinv import Inverter`.
 All others are in the modules, such as `netinv.losses`."""
-__version__ = "0.2.0"
+__version__ = "0.3.0"
 
 import sys
 from importlib import import_module
