@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 # %% ../nbs/runner.ipynb #3f60459e
 PROCESS_SETTINGS = {
     "MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**29),  # all from the heap; 512 MiB stay there
-    "GOMP_SPINCOUNT": "10000",  # how often a waiting thread looks for work before it sleeps
+    "GOMP_SPINCOUNT": "30000",  # how often a waiting thread looks for work before it sleeps
 }
 
 # %% ../nbs/runner.ipynb #0f255ec2
