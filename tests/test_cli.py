@@ -114,7 +114,7 @@ FLATTEN = "invert --model torch.nn:Flatten --shape 1,8,8 --n_classes 64"
     (f"{FLATTEN} --gamma -1", "gamma is -1.0: expected 0 or a positive number"),
     (f"{FLATTEN} --gamma many", "argument --gamma: invalid float value: 'many'"),
     (f"{FLATTEN} --eta_var 2", "--eta_var 2 (the weights are alpha, beta, gamma, delta, gamma_pix, gamma_class, "
-     "gamma_class_feat, hold, lag, clean, epsilon, shift, angle, scale)"),
+     "gamma_class_feat, unit, hold, lag, clean, epsilon, shift, angle, scale)"),
     (f"{FLATTEN} --gama 2", "did you mean --gamma or --gamma_pix?"),
     (f"{FLATTEN} --generators 2", "did you mean --n_generators?"),
     ("invert --model torch.nn:Flatten --shape 1,8,8 --classes 64", "the following arguments are required: --n_classes"),

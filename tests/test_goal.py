@@ -82,7 +82,7 @@ def test_rows_without_a_share_take_no_part(loss) -> None:
 def test_the_recipe_of_the_paper_asks_and_shows_as_the_paper_does() -> None:
     paper, met = Inversion.paper(), torch.zeros(1, 3)
     assert {name for name, weight in paper.weights.items() if weight} == {"alpha", "beta", "gamma", "delta"}
-    assert paper.share(met) is None and paper.demand(met) is None and paper["unit"] == 1
+    assert paper.share(met, met) is None and paper.demand(met) is None and paper["unit"] == 1
     images = torch.rand(1, 4, *SHAPE)
     assert paper.show(images, [torch.Generator()]) is images
 

@@ -205,7 +205,7 @@ def test_a_term_that_was_never_on_has_no_curve(studio: InversionStudio) -> None:
     studio.controls.controls["gamma_pix"].value = 0.0
     studio.inverter.fit(2, progress=False)
     studio.refresh()
-    assert set(studio.plot.lines) == {"α", "β", "γ", "δ", "accuracy"}
+    assert set(studio.plot.lines) == {"α", "β", "γ", "δ", "γ_class", "γ_feat", "accuracy"}
 
 
 def test_a_setting_with_a_limit_stays_below_it() -> None:
