@@ -83,4 +83,4 @@ def usual_batch(
     if classifier.device.type != "cpu": return 160
     least = min(max(16, classifier.n_classes), 48)
     drawing = 400.0 * classifier.shape[1] * classifier.shape[2]  # of the generator itself, about
-    return int(min(max(8e9 / (flops(classifier) + drawing + 1e7), least), 160))
+    return int(min(max(4e9 / (flops(classifier) + drawing + 1e7), least), 160))
