@@ -41,6 +41,16 @@ class Goal:
 
 # %% ../nbs/goal.ipynb #7b022932
 @patch
+def go_on(
+    self: Goal,
+    step: int,                  # of the run, which may have been trained before
+    found: dict | None = None,  # what another goal of the same run had found, for a run that was interrupted
+) -> None:
+    "Start at a step, or where an interrupted run was."
+    found = found or {"rows": [], "reached": None, "best": (step, 0.0)}
+    self.rows, self.reached, self.best = found["rows"], found["reached"], tuple(found["best"])
+
+@patch
 def bar(
     self: Goal,
     n: int,    # samples of each class

@@ -408,7 +408,7 @@ def fit(
 
     self.goal = goal = _goal(steps, until)
     meta = self.resume(checkpoint_dir) if resume else {}
-    if goal and meta.get("goal"): vars(goal).update(meta["goal"], until=goal.until)
+    if goal: goal.go_on(self.step, meta.get("goal"))
     start, done = meta.get("start", self.step), bool(goal) and (meta.get("reached") or 0) >= goal.until
     end = start if done else start + (MOST_STEPS if steps is None else steps)
     good, last = self.snapshot(), self.step
