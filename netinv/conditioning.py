@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
+from fastcore.basics import patch
 from torch import Tensor
 
 # %% ../nbs/conditioning.ipynb #0038af67
@@ -106,29 +107,33 @@ class Conditioning:
         else: labels = _check_labels(labels, batch, self).to(device)
         return self.about(labels, rng)
 
-    def about(
-        self,
-        labels: Tensor,                      # [B] int64, some of `classes`, which is not checked
-        rng: torch.Generator | None = None,  # of the device of `labels`
-    ) -> Condition:
-        "Conditions for labels that are known to be fine."
-        allowed, patterns = self._at(labels.device)
-        vector = label_vector(labels, self.n_classes, rng) if self.has_vector else None
-        target_probs = one_hot(labels, self.n_classes) if vector is None else self._soften(vector, allowed)
-        return Condition(labels, target_probs, vector, patterns[labels] if self.has_matrix else None)
+# %% ../nbs/conditioning.ipynb #06ed0262
+@patch
+def about(
+    self: Conditioning,
+    labels: Tensor,                      # [B] int64, some of `classes`, which is not checked
+    rng: torch.Generator | None = None,  # of the device of `labels`
+) -> Condition:
+    "Conditions for labels that are known to be fine."
+    allowed, patterns = self._at(labels.device)
+    vector = label_vector(labels, self.n_classes, rng) if self.has_vector else None
+    target_probs = one_hot(labels, self.n_classes) if vector is None else self._soften(vector, allowed)
+    return Condition(labels, target_probs, vector, patterns[labels] if self.has_matrix else None)
 
-    def _at(self, device: torch.device) -> tuple[Tensor, Tensor | None]:
-        "The classes, and the pattern of each, on a device."
-        if device not in self._on:
-            patterns = class_patterns(self.n_classes, self.matrix_size, self.pattern) if self.has_matrix else None
-            classes = torch.tensor(self.classes, device=device)
-            self._on[device] = classes, None if patterns is None else patterns.to(device)
-        return self._on[device]
+@patch
+def _at(self: Conditioning, device: torch.device) -> tuple[Tensor, Tensor | None]:
+    "The classes, and the pattern of each, on a device."
+    if device not in self._on:
+        patterns = class_patterns(self.n_classes, self.matrix_size, self.pattern) if self.has_matrix else None
+        classes = torch.tensor(self.classes, device=device)
+        self._on[device] = classes, None if patterns is None else patterns.to(device)
+    return self._on[device]
 
-    def _soften(self, vector: Tensor, allowed: Tensor) -> Tensor:
-        "P = softmax(v / T) over the classes that may be asked for."
-        barred = torch.full_like(vector, -torch.inf).index_fill(1, allowed, 0.0)
-        return (vector / self.temperature + barred).softmax(1)
+@patch
+def _soften(self: Conditioning, vector: Tensor, allowed: Tensor) -> Tensor:
+    "P = softmax(v / T) over the classes that may be asked for."
+    barred = torch.full_like(vector, -torch.inf).index_fill(1, allowed, 0.0)
+    return (vector / self.temperature + barred).softmax(1)
 
 # %% ../nbs/conditioning.ipynb #bb0b75bb
 def _check_labels(labels: Tensor, batch: int, conditioning: Conditioning) -> Tensor:

@@ -255,23 +255,25 @@ class Generator(Drawing):
         self.canvas = Canvas(n, shape) if canvas else None
         nn.init.constant_(self.to_image.bias, math.log((brightness + stretch) / (1 - brightness)))
 
-    def forward(
-        self,
-        z: Tensor,             # [B, Z] from `latent`
-        condition: Condition,  # of B samples
-        masks: list[Tensor | None] | None = None,  # from `masks`; None draws them from the global random numbers
-    ) -> Tensor:               # [B, C, H, W] float32 in [0, 1]
-        "One image for each latent and condition."
-        root, to_matrix, to_stage, *doublings = self.masks(len(z), None, z.device) if masks is None else masks
-        x = self.to_matrix(to_matrix, self.root(root, self.code(z, condition)))
-        x = self.to_stage(to_stage, x, condition.matrix)
-        for double, mask in zip(self.doublings, doublings): x = double(mask, x)
-        x = self.to_image(x)
-        if self.canvas is not None: x = x + self.gain * self.canvas(condition.labels)
-        for _ in range(self.smooth): x = self.blur(x)
-        return ((1 + self.stretch) * x.sigmoid() - self.stretch).clamp(min=0) if self.stretch else x.sigmoid()
+# %% ../nbs/generator.ipynb #5ce56aa4
+@patch
+def forward(
+    self: Generator,
+    z: Tensor,             # [B, Z] from `latent`
+    condition: Condition,  # of B samples
+    masks: list[Tensor | None] | None = None,  # from `masks`; None draws them from the global random numbers
+) -> Tensor:               # [B, C, H, W] float32 in [0, 1]
+    "One image for each latent and condition."
+    root, to_matrix, to_stage, *doublings = self.masks(len(z), None, z.device) if masks is None else masks
+    x = self.to_matrix(to_matrix, self.root(root, self.code(z, condition)))
+    x = self.to_stage(to_stage, x, condition.matrix)
+    for double, mask in zip(self.doublings, doublings): x = double(mask, x)
+    x = self.to_image(x)
+    if self.canvas is not None: x = x + self.gain * self.canvas(condition.labels)
+    for _ in range(self.smooth): x = self.blur(x)
+    return ((1 + self.stretch) * x.sigmoid() - self.stretch).clamp(min=0) if self.stretch else x.sigmoid()
 
-# %% ../nbs/generator.ipynb #9b45e85a
+# %% ../nbs/generator.ipynb #10d38603
 @patch
 def masks(
     self: Generator,
@@ -284,7 +286,6 @@ def masks(
     device = device or (rng.device if rng else None)
     return [layer.mask(torch.rand(n, *layer.shape, generator=rng, device=device)) for layer in layers]
 
-# %% ../nbs/generator.ipynb #10d38603
 @patch
 def code(
     self: Generator,

@@ -73,18 +73,9 @@ class Loop(Run):
             pattern=pattern, classes=reachable(classifier, classes))
         self.config = dict(conditioning=conditioning, pattern=pattern, n_generators=n_generators,
                            temperature=temperature, batch_size=batch_size, lr=lr, averaging=averaging,
-                           classes=classes, seed=seed,
-                           generator=describe_generator(factory))
+                           classes=classes, seed=seed, generator=describe_generator(factory))
         self._build(factory, [1_000 * seed + k for k in range(n_generators)])
-        self.met = torch.zeros(n_generators, classifier.n_classes, device=self.device)  # share of hits lately
-        self.parted = torch.full_like(self.met, 0.02)  # what part each class takes in the terms for variety
-        self.asked = torch.tensor(self.conditioning.classes, device=self.device)
         self.sample_rng = torch.Generator(self.device).manual_seed(1_000 * seed + 999)
-        self.began = time.perf_counter()
-
-    def __repr__(self) -> str:
-        kind, k = type(self).__name__, len(self.generators)
-        return f"{kind}({k} generators, {self.step} steps, {self.conditioning}, {self.classifier})"
 
 # %% ../nbs/loop.ipynb #dc789a54
 @patch
@@ -97,12 +88,22 @@ def _build(self: Loop, factory: Callable, seeds: list[int]) -> None:
     self.rngs = [torch.Generator(self.device).manual_seed(seed) for seed in seeds]
     self.optimizers = [torch.optim.Adam(self.generators.parameters(), self.config["lr"], betas=(0.5, 0.999),
                                         fused=self.device.type in ("cpu", "cuda"))]
+    self.met = torch.zeros(len(made), self.classifier.n_classes, device=self.device)  # share of hits lately
+    self.parted = torch.full_like(self.met, 0.02)  # what part each class takes in the terms for variety
+    self.asked = torch.tensor(self.conditioning.classes, device=self.device)
+    self.began = time.perf_counter()
+
+@patch
+def __repr__(self: Loop) -> str:
+    kind, k = type(self).__name__, len(self.generators)
+    return f"{kind}({k} generators, {self.step} steps, {self.conditioning}, {self.classifier})"
 
 def _lit(factory: Callable, classifier: FrozenClassifier) -> Callable:
     "The factory, with the brightness that suits the classifier where it makes a `Generator` without one."
     if describe_generator(factory).get("brightness", 0.0) is not None: return factory
     return partial(factory, brightness=start_brightness(classifier))
 
+# %% ../nbs/loop.ipynb #00a091d2
 @patch
 def parts(self: Loop) -> dict[str, nn.Module]:
     "The generators, and the running mean of their weights."
@@ -320,7 +321,8 @@ def measure(
 @patch
 def looks_every(self: Loop) -> int:
     "Steps between two looks: drawing and classifying an image costs a third of training on it."
-    return math.ceil(10 * self.n_judged() / (3 * self.batch_size))
+    k = len(self.generators)  # several are looked at one by one as well
+    return math.ceil(10 * self.n_judged() * (1 + k * (k > 1)) / (3 * k * self.batch_size))
 
 @patch
 def is_done(
@@ -432,4 +434,5 @@ def fit(
         finally:
             if self.log and self.log.filled: self.log.read()  # for a run that was interrupted
     if checkpoint_dir: self.save_checkpoint(checkpoint_dir, reached=goal.until if done else None, **told())
+    if steps is None and self.step == end and goal.reached is None: warnings.warn(goal.verdict(self.judged()))
     return self.history

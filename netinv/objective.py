@@ -170,6 +170,7 @@ class Inversion(Objective):
              "they shall differ in what the classifier sees; not in the paper",
              lambda v: class_cosine_loss(v.out.features, v.condition.labels, v.share)),
     )
+    found = 1.0  # the unit of a classifier's logits, once it has been looked at
     settings = (
         Setting("unit", "unit", 0.0, "what logits are divided by before a loss sees them; 0: by the spread of the "
                 "classifier's logits"),
@@ -192,13 +193,13 @@ class Inversion(Objective):
 # %% ../nbs/objective.ipynb #b17394b3
 @patch
 def prepare(self: Inversion, classifier: FrozenClassifier, amp: torch.dtype | None) -> None:
-    "Measure the classifier's logits, unless their unit is given."
-    self.found = self["unit"] or logit_unit(classifier)
+    "Measure the classifier's logits."
+    self.found = logit_unit(classifier)
 
 @patch
 def view(self: Inversion, images: Tensor, condition: Condition, out: ClassifierOutput) -> View:
     "What the terms will look at: logits in units of their spread."
-    return View(images, condition, out._replace(logits=out.logits / getattr(self, "found", 1.0)))
+    return View(images, condition, out._replace(logits=out.logits / (self["unit"] or self.found)))
 
 # %% ../nbs/objective.ipynb #09ec864a
 @patch
@@ -226,6 +227,12 @@ def demand(
 def prepare(self: Objective, classifier: FrozenClassifier, amp: torch.dtype | None) -> None:
     "Learn about the classifier what the terms have to know; the inverter calls it once."
 
+@patch(as_prop=True)
+def perturbation(self: Objective) -> Callable[[Tensor, torch.Generator], Tensor] | None:
+    "How images [B, C, H, W] are moved; None where they are not."
+    sizes = [self._numbers.get(field.name, 0.0) for field in fields(Perturbation)]
+    return Perturbation(*sizes) if any(sizes) else None
+
 @patch
 def show(
     self: Objective,
@@ -233,9 +240,9 @@ def show(
     rngs: list[torch.Generator],  # one for each of K generators
 ) -> Tensor:                      # same shape
     "What the classifier is shown in training: the first `clean` of the images as they are, the others moved."
-    sizes = [self._numbers.get(field.name, 0.0) for field in fields(Perturbation)]
-    if not any(sizes): return images
-    n, perturb = n_clean(self["clean"], images.shape[1]), Perturbation(*sizes)
+    perturb = self.perturbation
+    if perturb is None: return images
+    n = n_clean(self["clean"], images.shape[1])
     return torch.stack([torch.cat([x[:n], perturb(x[n:], rng)]) for x, rng in zip(images, rngs)])
 
 @patch

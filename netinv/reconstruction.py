@@ -166,17 +166,6 @@ def perturbation(self: Reconstruction) -> Callable[[Tensor, torch.Generator], Te
                          "load the run with objective=Reconstruction(perturb=...)")
     return self.perturb or Perturbation(**{field.name: self[field.name] for field in fields(Perturbation)})
 
-# %% ../nbs/reconstruction.ipynb #b6deeb5d
-@patch
-def show(
-    self: Reconstruction,
-    images: Tensor,               # [K, B, C, H, W] float in [0, 1]
-    rngs: list[torch.Generator],  # of the K generators
-) -> Tensor:                      # same shape
-    "What the classifier sees in training: the first images of each generator clean, the others perturbed."
-    n, perturb = n_clean(self["clean"], images.shape[1]), self.perturbation
-    return torch.stack([torch.cat([x[:n], perturb(x[n:], rng)]) for x, rng in zip(images, rngs)])
-
 # %% ../nbs/reconstruction.ipynb #7da01ef2
 @patch
 def describe(self: Reconstruction) -> dict:
