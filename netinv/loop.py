@@ -334,9 +334,7 @@ def is_done(
     hits, asked = (self.columns(block, name).sum(0)[self.conditioning.classes] for name in ("hits", "asked"))
     worst = (hits / asked).nan_to_num(1).min().item()
     if goal.is_stuck(self.step, self.met[:, self.asked].min().item()):
-        often = f"asked for up to {1 + self.objective.numbers.get('lag', 0):g} times as often as others"
-        warnings.warn(f"stopped after {self.step} steps without gain, {goal.verdict(self.judged())}: such a class was "
-                      f"left out of the terms for variety, and {often}")
+        self.tell(goal, "without gain")
         return True
     last = goal.rows[-1][0] if goal.rows else 0
     if worst < goal.until - 0.2 or self.step - last < self.looks_every(): return False
@@ -344,6 +342,15 @@ def is_done(
     found = class_accuracy(drawn.hits, drawn.labels, self.classifier.n_classes)[None]
     if len(self.generators) > 1: found = torch.cat([found, self.measure()])
     return goal.look(self.step, found[:, classes], len(drawn) // len(classes), variety(drawn))
+
+@patch
+def tell(self: Loop, goal: Goal, how: str) -> None:
+    "Warn about the classes that a run has not met, if there are any: what they get instead, and what was tried."
+    verdict = goal.verdict(self.judged())
+    if not verdict.startswith("below"): return
+    often = f"asked for up to {1 + self.objective.numbers.get('lag', 0):g} times as often as others"
+    warnings.warn(f"stopped after {self.step} steps {how}, {verdict}: such a class was left out of the terms for "
+                  f"variety, and {often}")
 
 @patch
 def judged(self: Loop) -> Samples:
@@ -434,5 +441,5 @@ def fit(
         finally:
             if self.log and self.log.filled: self.log.read()  # for a run that was interrupted
     if checkpoint_dir: self.save_checkpoint(checkpoint_dir, reached=goal.until if done else None, **told())
-    if steps is None and self.step == end and goal.reached is None: warnings.warn(goal.verdict(self.judged()))
+    if steps is None and self.step == end and not done: self.tell(goal, "in all")
     return self.history
