@@ -141,7 +141,9 @@ def test_generators_trained_at_once_learn_what_each_learns_alone(frozen: FrozenC
         objective = Reconstruction(eta_grad=0.01, alpha=1.0, gamma=1.0)
         inverter = reconstruction_inverter(frozen, n_generators=k, amp="off", objective=objective, **SMALL)
         inverter.fit(4, progress=False)
-        first.append(torch.cat([p.detach().flatten() for p in inverter.generators[0].parameters()]))
+        weights = inverter.generators[0].named_parameters()  # a batch norm undoes biases, whose gradient is rounding
+        first.append(torch.cat([p.detach().flatten() for name, p in weights if not name.endswith("layer.bias")
+                                and not name.endswith("conv.bias")]))
     torch.testing.assert_close(*first, atol=1e-3, rtol=0)
 
 
