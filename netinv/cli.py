@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from netinv.runner import (
-    RunFailed, UsageError, list_notebooks, parse_value, process_settings, report_folder, run_folder, run_notebook,
-    short_path,
+    RunFailed, UsageError, list_notebooks, process_settings, read_parameters, report_folder, run_folder,
+    run_notebook, short_path,
 )
 
 if TYPE_CHECKING:
@@ -76,7 +76,7 @@ def _list(args: argparse.Namespace) -> None:
 # %% ../nbs/cli.ipynb #0a364370
 def _run(args: argparse.Namespace) -> None:
     "The command `netinv run`."
-    values = {name: parse_value(text) for name, text in args.parameters}
+    values = read_parameters(args.notebook, args.parameters)
     report_folder(run_notebook(args.notebook, values, profile=args.profile, out=args.out, kernel=args.kernel))
 
 # %% ../nbs/cli.ipynb #35da0af6
@@ -87,7 +87,8 @@ examples:
   netinv run fig2_inversion --profile gpu -p datasets mnist,cifar10 --out runs/figure2
   netinv run my_notebook.ipynb --kernel python3
 
-Values are YAML: 3, 2e-3, true, null, mnist, "[1, 2]". The notebook runs in its own folder, so give absolute paths
+A value is read as the type of the parameter's default asks: 3, 2e-3, true, mnist, 1,2; YAML where it is None. The
+notebook runs in its own folder, so give absolute paths
 in parameters. The executed notebook goes into the run folder, outputs included, also if a cell failed.
 exit codes: 0 done, 1 the run failed, 2 the command made no sense"""
 

@@ -18,6 +18,7 @@ from fastcore.basics import patch
 from torch import Tensor
 
 from .conditioning import Condition, Conditioning
+from .runs import plain
 
 # %% ../nbs/generator.ipynb #d7f49271
 def stage_sizes(
@@ -218,7 +219,7 @@ class Drawing(nn.Module):
         known = cls.__init__.__kwdefaults__ or {}
         if unknown := [name for name in sizes if name not in known]:
             raise ValueError(f"{cls.__name__} has no size {unknown[0]!r}: expected some of {', '.join(known)}")
-        return partial(cls, **sizes)
+        return partial(cls, **{name: plain(size) for name, size in sizes.items()})
 
 # %% ../nbs/generator.ipynb #da9ef2ca
 class Generator(Drawing):

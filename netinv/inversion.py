@@ -19,8 +19,8 @@ from torch import Tensor
 
 from .loop import Generator, Loop, variety
 from .objective import Inversion, Objective, build_objective
-from .runs import Run, fingerprint, load_network, read_config, write_run
-from .samples import FrozenClassifier, Samples, check_frozen, class_accuracy
+from .runs import Run, fingerprint, load_network, plain, read_config, whole, write_run
+from .samples import FrozenClassifier, Samples, check_frozen, class_accuracy, extremes
 
 # %% ../nbs/inversion.ipynb #00836fb7
 class Inverter(Loop):
@@ -54,6 +54,7 @@ def adjust(
     lr: float | None = None,           # step size of Adam, > 0
 ) -> None:
     "Change settings from the next step on; None leaves one as it is."
+    dropout, temperature, lr = map(plain, (dropout, temperature, lr))
     if dropout is not None and not 0 <= dropout < 1:
         raise ValueError(f"dropout is {dropout}: expected a share from 0 up to, not including, 1")
     if dropout is not None and self.generators[0].dropout is None:
@@ -104,7 +105,7 @@ def check_checkpoint(self: Inverter, path: Path, tensors: dict[str, Tensor], met
 # %% ../nbs/inversion.ipynb #d5bbef53
 def summary(
     inverter: Inverter,
-    samples: Samples,  # of all classes that can be reached
+    samples: Samples,  # of all classes that can be reached, see `Loop.judged`
 ) -> dict:             # ready for JSON
     "The numbers of a run: accuracies, confidence, variety, effort, and the classes that are out of reach."
     per_class = class_accuracy(samples.hits, samples.labels, inverter.classifier.n_classes)
@@ -118,24 +119,52 @@ def summary(
             "samples": len(samples), "steps": inverter.step + int(before[0]), "seconds": inverter.seconds + before[1],
             "unreachable": inverter.classifier.unreachable, "unreached": (per_class == 0).nonzero()[:, 0].tolist()}
 
+# %% ../nbs/inversion.ipynb #a252ecd8
+@patch
+def _kept(
+    self: Inverter,
+    n: int,                # samples that were judged
+    accuracy: list,        # of each class, None where it was left out
+    max_mb: float,
+    max_classes: int,
+) -> Samples:
+    "Samples of a large run to keep: of all classes, or of the worst and the best, as many as fit."
+    c, known = self.classifier, torch.tensor([math.nan if a is None else a for a in accuracy])
+    fit = int(max_mb * 2**20 / (4 * (math.prod(c.shape) + c.n_classes + c.feature_dim)))
+    classes = extremes(known, c.n_classes)
+    if fit < len(classes): classes = extremes(known, min(max_classes, max(1, fit)))
+    each = max(1, min(fit, n) // len(classes))
+    return self.sample(each * len(classes), labels=torch.tensor(classes * each), seed=self.config["seed"])
+
 # %% ../nbs/inversion.ipynb #cd5dfbdd
 @patch
 def save(
     self: Inverter,
     folder: str | os.PathLike,
     *,
-    samples: int | None = None,  # how many to draw; None: see `Loop.n_judged`
+    samples: int | None = None,  # images that accuracies are measured on; None: 100 a class, at most 2,000
+    max_mb: float = 64.0,        # megabytes of samples that are kept, above 0
+    max_classes: int = 40,       # classes in the picture, the worst and the best where there are more
 ) -> dict:                       # `summary`, as in metrics.json
     "Write config.yaml, metrics.json, history.csv, generator.safetensors, samples.safetensors and samples.png."
-    classifier, drawn = self.classifier, self.sample(samples or self.n_judged(), seed=self.config["seed"])
+    max_mb, max_classes = plain(max_mb), whole("max_classes", max_classes)
+    if not max_mb > 0 or max_classes < 1:
+        raise ValueError(f"max_mb is {max_mb}, max_classes is {max_classes}: expected a number above 0, and 1 or more")
+    classifier, n = self.classifier, whole("samples", samples or self.n_judged())
+    each = 4 * (math.prod(classifier.shape) + classifier.n_classes + classifier.feature_dim)
+    large = n * each > max_mb * 2**20
+    drawn = kept = self.judged(n) if large else self.sample(n, seed=self.config["seed"])
+    numbers = summary(self, drawn)
+    if large: kept = self._kept(n, numbers["inversion_accuracy_per_class"], max_mb, max_classes)
+    shown = extremes(class_accuracy(kept.hits, kept.labels, classifier.n_classes), max_classes)
+    numbers |= {"saved": len(kept), "pictured": shown}
     about = {"shape": list(classifier.shape), "n_classes": classifier.n_classes,
              "classifier": fingerprint(classifier.model)}
     weights = {**self.averaged.module.state_dict(), "answers": classifier.answers()}
-    numbers = summary(self, drawn)
     write_run(folder, {
         "config.yaml": {**self.config, **self.objective.describe(), **about}, "history.csv": self.history,
-        "generator.safetensors": (weights, {"config": self.config}), "samples.safetensors": (vars(drawn), {}),
-        "samples.png": drawn._repr_png_(), "metrics.json": numbers})
+        "generator.safetensors": (weights, {"config": self.config}), "samples.safetensors": (vars(kept), {}),
+        "samples.png": kept.picture(classes=max_classes)._repr_png_(), "metrics.json": numbers})
     return numbers
 
 # %% ../nbs/inversion.ipynb #edd659cd

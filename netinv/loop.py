@@ -10,9 +10,9 @@ import math
 import os
 import time
 import warnings
-from collections.abc import Callable
-from functools import partial
-from numbers import Integral
+from collections.abc import Callable, Iterator
+from functools import partial, reduce
+from numbers import Real
 
 import torch
 from fastcore.basics import patch
@@ -23,12 +23,12 @@ from torch.optim.swa_utils import AveragedModel
 from .conditioning import Condition, make_conditioning
 from .device import pick_amp
 from .faster import accelerate, move_mean, together
-from .first_look import start_brightness, usual_batch
+from .first_look import lit, usual_batch
 from .generator import Generator, describe_generator, make_generator
-from .goal import Goal, variety
+from .goal import Goal, MOST_STEPS, variety, wanted_goal
 from .moved import refuse_arguments
 from .objective import Inversion, Objective
-from .runs import Log, Run, SYNC_EVERY
+from .runs import Log, Run, SYNC_EVERY, plain, time_left, whole
 from netinv.samples import (
     ClassifierOutput, FrozenClassifier, Samples, check_frozen, class_accuracy, images_at_once, look, reachable, spread,
     whole_numbers,
@@ -47,9 +47,9 @@ class Loop(Run):
         generator: Callable | None = None,     # shape and conditioning to network; None: the objective's choice
         conditioning: str = "vector-matrix",   # "label", "vector", "matrix" or "vector-matrix"
         n_generators: int = 1,                 # K >= 1, trained at once and independently
-        pattern: str = "scattered",            # of the matrix, or "cross", the paper's
+        pattern: str = "scattered",            # of the matrix of a class, or "cross", the paper's
         temperature: float = 0.15,             # T > 0 in P = softmax(v / T)
-        batch_size: int | None = None,         # B >= 2, images of each generator in a step; None: see `usual_batch`
+        batch_size: int | str | None = None,   # B >= 2, images of each generator in a step; "auto", None: `usual_batch`
         lr: float = 1e-2,                      # step size of Adam
         averaging: float = 0.9,                # decay of the mean of the weights, which draws samples; 0 for no mean
         classes: list[int] | None = None,      # labels to ask for; None for all that can be reached
@@ -62,12 +62,15 @@ class Loop(Run):
         check_frozen(classifier)
         self.classifier, self.device, self.amp = classifier, classifier.device, pick_amp(amp, classifier.device)
         classes = None if classes is None else whole_numbers("classes", classes)
-        if batch_size is None: batch_size = usual_batch(classifier)
-        _check_settings(objective, batch_size, n_generators, lr, averaging, seed)
-        self.objective, self.batch_size, seed = objective or Inversion(), batch_size, int(seed)
+        temperature, lr, averaging, batch_size = map(plain, (temperature, lr, averaging, batch_size))
+        n_generators, seed = whole("n_generators", n_generators), whole("seed", seed)
+        wanted = usual_batch(classifier, n_generators) if batch_size in (None, "auto") else batch_size
+        batch_size = whole("batch_size", wanted)
+        _check_settings(objective, batch_size, n_generators, lr, averaging)
+        self.objective, self.batch_size = objective or Inversion(), batch_size
         self.target = classifier.folded() if folded and not self.objective.watches else classifier
         self.objective.prepare(classifier, self.amp)
-        factory = _lit(generator or self.objective.generator() or Generator.sized(), classifier)
+        factory = lit(generator or self.objective.generator() or Generator.sized(), classifier)
         self.conditioning = make_conditioning(
             conditioning, classifier.n_classes, temperature=temperature, side=min(classifier.shape[1:]),
             pattern=pattern, classes=reachable(classifier, classes))
@@ -98,11 +101,6 @@ def __repr__(self: Loop) -> str:
     kind, k = type(self).__name__, len(self.generators)
     return f"{kind}({k} generators, {self.step} steps, {self.conditioning}, {self.classifier})"
 
-def _lit(factory: Callable, classifier: FrozenClassifier) -> Callable:
-    "The factory, with the brightness that suits the classifier where it makes a `Generator` without one."
-    if describe_generator(factory).get("brightness", 0.0) is not None: return factory
-    return partial(factory, brightness=start_brightness(classifier))
-
 # %% ../nbs/loop.ipynb #00a091d2
 @patch
 def parts(self: Loop) -> dict[str, nn.Module]:
@@ -126,16 +124,15 @@ def settings(self: Loop) -> dict:
     return self.config | {"objective": type(self.objective).__name__}
 
 # %% ../nbs/loop.ipynb #d7924ab8
-def _check_settings(objective, batch_size: int, n_generators: int, lr: float, averaging: float, seed: int) -> None:
+def _check_settings(objective, batch_size: int, n_generators: int, lr: float, averaging: float) -> None:
     "A `ValueError` for the first setting that cannot be."
     if objective is not None and not isinstance(objective, Objective):
         raise ValueError(f"objective is a {type(objective).__name__}: give an Objective, such as Inversion(gamma=8)")
     if batch_size < 2: raise ValueError(f"batch_size is {batch_size}: variety needs at least 2 images in a batch")
     if n_generators < 1: raise ValueError(f"n_generators is {n_generators}: expected 1 or more")
-    if not 0 < lr < math.inf: raise ValueError(f"lr is {lr}: expected a number above 0")
-    if not 0 <= averaging < 1:
-        raise ValueError(f"averaging is {averaging}: expected a decay from 0 up to, not including, 1")
-    if not isinstance(seed, Integral): raise ValueError(f"seed is {seed!r}: expected a whole number")
+    if not isinstance(lr, Real) or not 0 < lr < math.inf: raise ValueError(f"lr is {lr!r}: expected a number above 0")
+    if not isinstance(averaging, Real) or not 0 <= averaging < 1:
+        raise ValueError(f"averaging is {averaging!r}: expected a decay from 0 up to, not including, 1")
 
 # %% ../nbs/loop.ipynb #f2889d1d
 @patch
@@ -245,7 +242,6 @@ def history(
 
 # %% ../nbs/loop.ipynb #0ad2f392
 @patch
-@torch.no_grad()
 def generate(
     self: Loop,
     n: int,                                # images in all, at least 1
@@ -257,17 +253,27 @@ def generate(
     batch_size: int | None = None,         # images at once; None: see `images_at_once`
 ) -> tuple[Tensor, Tensor, Tensor]:        # images [n, C, H, W], labels [n] and generators [n] int64
     "Images that no classifier has looked at; a `ValueError` for a label or generator that does not exist."
+    parts = zip(*self._batches(n, labels, dropout, generators, seed, batch_size))
+    places, *drawn = (torch.cat(part) for part in parts)
+    return tuple(part[places.argsort()] for part in drawn)
+
+# %% ../nbs/loop.ipynb #5f434f8e
+@patch
+@torch.no_grad()
+def _batches(
+    self: Loop, n: int, labels=None, dropout: bool = True, generators=None, seed: int | None = None, batch_size=None,
+) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor]]:  # places [b], images [b, C, H, W], labels [b], generators [b]
+    "What `generate` puts together, one batch at a time."
     members = list(range(len(self.generators))) if generators is None else generators
     if not set(members) <= set(range(len(self.generators))) or not members:
         raise ValueError(f"generators is {generators}: expected some of 0 to {len(self.generators) - 1}")
-    if n < 1: raise ValueError(f"n is {n}: expected at least one image")
-    rng = self.sample_rng if seed is None else torch.Generator(self.device).manual_seed(seed)
+    if (n := whole("n", n)) < 1: raise ValueError(f"n is {n}: expected at least one image")
+    rng = self.sample_rng if seed is None else torch.Generator(self.device).manual_seed(whole("seed", seed))
     labels, members = (t.to(self.device) for t in spread(labels, n, self.conditioning.classes, members))
     size = batch_size or images_at_once(self.device, self.classifier.shape)
-    batches = [(k, index) for k in members.unique().tolist() for index in (members == k).nonzero()[:, 0].split(size)]
-    parts = [self._generate_batch(k, labels[index], dropout, rng) for k, index in batches]
-    order = torch.cat([index for _, index in batches]).argsort()
-    return torch.cat(parts)[order], labels, members
+    for k in members.unique().tolist():
+        for at in (members == k).nonzero()[:, 0].split(size):
+            yield at, self._generate_batch(k, labels[at], dropout, rng), labels[at], members[at]
 
 # %% ../nbs/loop.ipynb #cd95c45e
 @patch
@@ -312,10 +318,21 @@ def measure(
     per_class: int | None = None,  # samples of each class and generator; None: those that a saved run is judged by
 ) -> Tensor:                       # [K, N] float32 in [0, 1], NaN for classes that are left out
     "Inversion accuracy on fresh samples with dropout on; the same samples whatever was drawn before."
-    n, count = self.classifier.n_classes, self.n_judged()
-    if per_class: count = per_class * len(self.conditioning.classes)
-    samples = [self.sample(count, generators=[k], seed=self.config["seed"]) for k in range(len(self.generators))]
+    n, count = self.classifier.n_classes, per_class and per_class * len(self.conditioning.classes)
+    samples = [self.judged(count, [k]) for k in range(len(self.generators))]
     return torch.stack([class_accuracy(s.hits, s.labels, n) for s in samples])
+
+@patch
+def judged(
+    self: Loop,
+    n: int | None = None, generators: list[int] | None = None, most: float = 2**26,  # images, which draw, bytes to keep
+) -> Samples:
+    "The samples that a run is judged by: without features and with smaller images where they would be too many bytes."
+    n, how, shape = n or self.n_judged(), {"generators": generators, "seed": self.config["seed"]}, self.classifier.shape
+    if 4 * n * (math.prod(shape) + self.classifier.feature_dim) <= most: return self.sample(n, **how)
+    shrink = math.ceil((4 * n * math.prod(shape) / most) ** 0.5)
+    seen = (look(self.target, x, y, generator=k) for _, x, y, k in self._batches(n, **how))
+    return reduce(Samples.__add__, (samples.small(shrink) for samples in seen))
 
 # %% ../nbs/loop.ipynb #4521f6c0
 @patch
@@ -352,11 +369,6 @@ def tell(self: Loop, goal: Goal, how: str) -> None:
     warnings.warn(f"stopped after {self.step} steps {how}, {verdict}: such a class was left out of the terms for "
                   f"variety, and {often}")
 
-@patch
-def judged(self: Loop) -> Samples:
-    "The samples that a run is judged by."
-    return self.sample(self.n_judged(), seed=self.config["seed"])
-
 # %% ../nbs/loop.ipynb #0d8a9080
 @patch
 def check_finite(
@@ -381,23 +393,15 @@ def show(
     self: Loop,
     bar,            # of tqdm
     block: Tensor,  # [n, columns] the log's latest rows
+    end: int,       # the last step there can be
 ) -> None:
-    "Move the bar on, and show the loss, the accuracy and that of the worst class."
+    "Move the bar on, and show the loss, the accuracy, that of the worst class, and how long it can take."
     hits, asked = (self.columns(block, name).sum(0)[self.conditioning.classes] for name in ("hits", "asked"))
-    bar.set_postfix(loss=f"{block[:, 0].mean():.3f}", accuracy=f"{hits.sum() / asked.sum():.1%}",
-                    worst=f"{(hits / asked).nan_to_num(1).min():.0%}")
     bar.update(len(block))
-
-# %% ../nbs/loop.ipynb #184ae122
-MOST_STEPS = 2_000  # of a run without a limit
-
-def _goal(steps: int | None, until: float | None) -> Goal | None:
-    "What a call of `fit` asks for; None where a number of steps is all; a `ValueError` for what cannot be."
-    if steps is not None and steps < 0: raise ValueError(f"steps is {steps}: expected 0 or more")
-    if until is not None and not 0 < until <= 1:
-        raise ValueError(f"until is {until}: expected an accuracy above 0 and up to 1, such as 0.95")
-    if steps is None: return Goal(0.95 if until is None else until, patience=300)
-    return None if until is None else Goal(until)
+    found = {"loss": f"{block[:, 0].mean():.3f}", "accuracy": f"{hits.sum() / asked.sum():.1%}",
+             "worst": f"{(hits / asked).nan_to_num(1).min():.0%}"}
+    if not (bar.total or bar.disable): found["left"] = f"at most {time_left(bar, end)}"  # others show it
+    bar.set_postfix(found)
 
 # %% ../nbs/loop.ipynb #0d8a908f
 @patch
@@ -415,7 +419,8 @@ def fit(
     "Train (section 3.3); a `FloatingPointError` names a term that is not finite."
     from tqdm.auto import tqdm
 
-    self.goal = goal = _goal(steps, until)
+    steps, until, checkpoint_every = map(plain, (steps, until, checkpoint_every))
+    self.goal = goal = wanted_goal(steps, until)
     meta = self.resume(checkpoint_dir) if resume else {}
     if goal: goal.go_on(self.step, meta.get("goal"))
     start, done = meta.get("start", self.step), bool(goal) and (meta.get("reached") or 0) >= goal.until
@@ -432,7 +437,7 @@ def fit(
                 if self.log.filled < SYNC_EVERY and self.step < end and not stop: continue
                 block = self.log.read()
                 good = self.check_finite(block, good)
-                self.show(bar, block)
+                self.show(bar, block, end)
                 done = goal is not None and self.is_done(goal, block)
                 if done or stop: break
                 if checkpoint_dir and self.step - last >= checkpoint_every:

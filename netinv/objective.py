@@ -25,6 +25,7 @@ from .first_look import FrozenClassifier, logit_unit
 from .frozen import ClassifierOutput
 from .losses import ce_loss, class_cosine_loss, cosine_loss, kl_loss, ortho_loss
 from .perturbation import Perturbation, n_clean
+from .runs import plain
 
 # %% ../nbs/objective.ipynb #2e96d540
 @dataclass
@@ -108,7 +109,7 @@ def _row(self: Objective, name: str) -> Term | Setting:
 
 def _checked(row: Term | Setting, value: float) -> float:
     "The value as a number; a `ValueError` where it cannot be one of that row."
-    below = getattr(row, "below", math.inf)
+    below, value = getattr(row, "below", math.inf), plain(value)
     if isinstance(value, Real) and 0 <= value < below: return float(value)
     limit = f"0 or a positive number below {below:g}" if below < math.inf else "0 or a positive number"
     raise ValueError(f"{row.name} is {value!r}: expected {limit}")
