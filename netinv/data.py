@@ -9,7 +9,9 @@ __all__ = ['NAMED_SETS', 'to_float', 'image_grid', 'ImageData', 'data_root', 'fi
 import hashlib
 import io
 import os
-from dataclasses import dataclass
+import warnings
+from dataclasses import dataclass, field
+from numbers import Integral
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,9 +19,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .arrays import as_split, class_names, numbered, usual_names
 from .device import cause_of, pick_device
-from .files import find_parts, list_images, read_images, unpack_npz
-from .splits import Split, stratified_order, stratified_subset, take, train_and_valid
+from .files import unpack_npz
+from .pictures import Notes, note_rest, find_layout, list_images, read_images
+from .splits import Split, check_labels, stratified_order, stratified_subset, take, train_and_valid
 
 # %% ../nbs/data.ipynb #78310f17
 def to_float(
@@ -54,20 +58,47 @@ def image_grid(
 # %% ../nbs/data.ipynb #2a239b89
 @dataclass(frozen=True, eq=False)
 class ImageData:
-    "A labelled image data set on one device; see `load_data`."
+    "A labelled image data set on one device, see `load_data`; a `ValueError` where its parts do not belong together."
     train: Split                 # fits weights
     valid: Split                 # chooses settings; may be empty
     test: Split                  # is what reports are of
     classes: list[str]           # names, in the order of the labels
     shape: tuple[int, int, int]  # C, H, W
     name: str                    # where it is from, and how much of it this is
+    notes: list[str] = field(default_factory=list)  # what was found, assumed and left out, a sentence each
+
+    def __post_init__(self):
+        for name, part in {"training": self.train, "validation": self.valid, "test": self.test}.items():
+            if not isinstance(part, Split): raise ValueError(f"the {name} part: {_no_split(part)}")
+            check_labels(part.labels, len(self.classes), f"{name} labels")
+            if tuple(part.images.shape[1:]) != tuple(self.shape):
+                sizes = " but ".join("x".join(map(str, size)) for size in (self.shape, part.images.shape[1:]))
+                raise ValueError(f"shape is {sizes} in the {name} part: give images of one size, and their shape")
 
     def __repr__(self) -> str:
         size = "x".join(map(str, self.shape))
         counts = f"{len(self.train):,} training, {len(self.valid):,} validation and {len(self.test):,} test images"
-        return f"ImageData({self.name}: {counts} of {size}, {len(self.classes)} classes, {self.train.images.device})"
+        what = f"{self.name}: {counts} of {size}, {len(self.classes)} classes, {self.train.images.device}"
+        return "\n  ".join([f"ImageData({what})", *self.notes])
 
     def _repr_html_(self) -> str: return _contact_sheet(self)
+
+# %% ../nbs/data.ipynb #cc43ae31
+def _no_split(given) -> str:
+    "The sentence for a data set of another kind, with the line to write."
+    kind, line = type(given).__name__, "Split(images, labels), with images [N, C, H, W] uint8 and labels [N]"
+    if hasattr(given, "root") and hasattr(given, "classes"): line = f"load_data({str(given.root)!r})"
+    elif hasattr(given, "tensors"): line = "Split((255 * images).round().byte(), labels) for its images in [0, 1]"
+    return f"a {kind} is no Split: give {line}"
+
+def check_data(data) -> None:
+    "A `ValueError` with the line to write, unless it is an `ImageData`."
+    if isinstance(data, ImageData): return
+    kind, line = type(data).__name__, "load_data('FOLDER'), or an ImageData of a training, validation and test Split"
+    if isinstance(data, (str, os.PathLike)): line = f"load_data({str(data)!r})"
+    elif hasattr(data, "root") and hasattr(data, "classes"): line = f"load_data({str(data.root)!r})"
+    elif hasattr(data, "tensors"): line = "an ImageData of Split((255 * images).round().byte(), labels) for each part"
+    raise ValueError(f"data is a {kind}: give {line}")
 
 # %% ../nbs/data.ipynb #72433950
 def _contact_sheet(
@@ -85,7 +116,8 @@ def _contact_sheet(
         rows.append(f'<tr><th style="text-align:right">{escape(name)}</th><td>{picture}</td></tr>')
     more = len(data.classes) - len(rows)
     rows += [f"<tr><td></td><td>and {more} more classes</td></tr>"] * (more > 0)
-    return f"<table><caption>{escape(repr(data))}</caption>{''.join(rows)}</table>"
+    caption = escape(repr(data)).replace("\n", "<br>")
+    return f"<table><caption>{caption}</caption>{''.join(rows)}</table>"
 
 # %% ../nbs/data.ipynb #8bb6db34
 def _img_tag(
@@ -96,6 +128,7 @@ def _img_tag(
     from base64 import b64encode
     from html import escape
 
+    if images.shape[1] not in (1, 3): images = images[:, :1]  # one of many channels can be shown
     grid, file = image_grid(images, nrow=len(images), scale=1), io.BytesIO()
     grid.thumbnail((grid.width, 66))  # photographs are shrunk, small images kept
     kind, mode = ("png", "L") if images.shape[1] == 1 else ("jpeg", "RGB")
@@ -105,24 +138,6 @@ def _img_tag(
     source = f"data:image/{kind};base64,{b64encode(file.getvalue()).decode()}"
     return f'<img alt="{escape(alt)}" style="{style}" src="{source}">'
 
-# %% ../nbs/data.ipynb #96079adc
-def _as_split(
-    images: np.ndarray,  # [N, H, W] or [N, H, W, C] uint8
-    labels: np.ndarray,  # [N] or [N, 1] whole numbers
-    where: str,          # what to call this part in an error
-) -> Split:              # on the CPU
-    "Arrays as a `Split`; a `ValueError` where they are not images and labels."
-    if images.dtype != np.uint8: raise ValueError(f"{where}: images must be uint8 in 0..255, got {images.dtype}")
-    if images.ndim == 3: images = images[..., None]
-    if images.ndim != 4 or images.shape[3] not in (1, 3) or 0 in images.shape[1:3]:
-        raise ValueError(f"{where}: images must be [N, H, W] or [N, H, W, 3], got {list(images.shape)}")
-    if labels.dtype.kind not in "iu" or labels.ndim == 0 or labels.shape[1:] not in ((), (1,)):
-        got = f"{labels.dtype} {list(labels.shape)}"
-        raise ValueError(f"{where}: labels must be whole numbers [N] or [N, 1], got {got}")
-    if len(images) != len(labels): raise ValueError(f"{where}: {len(images)} images but {len(labels)} labels")
-    pixels = np.ascontiguousarray(images.transpose(0, 3, 1, 2))
-    return Split(torch.from_numpy(pixels), torch.from_numpy(labels.reshape(-1).astype(np.int64)))
-
 # %% ../nbs/data.ipynb #28415926
 class _Parts(NamedTuple):
     "What a reader hands to `load_data`."
@@ -131,6 +146,7 @@ class _Parts(NamedTuple):
     classes: list[str]
     where: str                   # what to call the source in an error
     valid: Split | None = None   # where the source has a part of its own for it
+    notes: Notes | None = None   # what was found, assumed and left out
 
 # %% ../nbs/data.ipynb #018f4448
 def _check_parts(parts: _Parts) -> _Parts:
@@ -147,7 +163,10 @@ def _check_parts(parts: _Parts) -> _Parts:
         wrong = split.labels[(split.labels < 0) | (split.labels > last)].sort().values.tolist()
         if wrong:
             label = wrong[0] if wrong[0] < 0 else wrong[-1]
-            raise ValueError(f"{where}: {part} label {label} is out of range, there are {last + 1} classes, 0..{last}")
+            advice = ": subtract 1 where they count from 1" if label == last + 1 else ""
+            found = f"{part} label {label} is out of range, there are {last + 1} classes, 0..{last}"
+            raise ValueError(f"{where}: {found}{advice}")
+    if last < 1: raise ValueError(f"{where}: there is a single class, and a classifier needs two or more")
     return parts
 
 # %% ../nbs/data.ipynb #af09c77a
@@ -266,13 +285,13 @@ def _read_torchvision(
     named, where = NAMED_SETS[name], f"{name} in {root}"
     if named.files[0] in IDX_SHA256:
         arrays = [_read_idx(root, path) for path in named.files]
-        return _Parts(_as_split(*arrays[:2], where), _as_split(*arrays[2:], where), named.classes, where)
+        return _Parts(*(as_split(*pair, where, Notes()) for pair in (arrays[:2], arrays[2:])), named.classes, where)
     try:
         splits = _torchvision_splits(named, root)
     except RuntimeError as e:  # its checksums do not match
         advice = f"delete {', '.join(named.files)} and load again to download them"
         raise ValueError(f"{where} is damaged (a checksum differs): {advice}") from e
-    return _Parts(*(_as_split(*_arrays(split), where) for split in splits), named.classes, where)
+    return _Parts(*(as_split(*_arrays(split), where, Notes()) for split in splits), named.classes, where)
 
 # %% ../nbs/data.ipynb #198101da
 def _download(
@@ -326,48 +345,39 @@ def _read_npz(
     classes: list[str] | None = None,  # names; None takes `class_names` from the file, or numbers the labels
 ) -> _Parts:
     "A data set in MedMNIST's layout; a `ValueError` for a damaged or incomplete one."
-    arrays = unpack_npz(path)
+    notes = Notes()
+    arrays = usual_names(unpack_npz(path), notes)
     names = ["train", "test"] + ["val"] * bool({"val_images", "val_labels"} & arrays.keys())
     wanted = [f"{name}_{kind}" for name in names for kind in ("images", "labels")]
     missing = [key for key in wanted if key not in arrays]
     if missing: raise ValueError(f"{path} has no {' and no '.join(missing)}: it must hold {', '.join(wanted)}")
-    splits = [_as_split(arrays[f"{name}_images"], arrays[f"{name}_labels"], f"{path} ({name})") for name in names]
-    train, test, *valid = splits
-    classes = classes or _class_names(arrays.get("class_names"), train.labels, path)
-    return _Parts(train, test, classes, str(path), *valid)
-
-# %% ../nbs/data.ipynb #8bb1118d
-def _class_names(
-    names: np.ndarray | None,  # [n_classes] strings, if the file has them
-    labels: Tensor,            # [N] training labels
-    path: Path,
-) -> list[str]:
-    "The names in the file, or the numbers of the labels; without names, every label must occur."
-    if names is not None:
-        if names.dtype.kind == "U" and names.ndim == 1: return names.tolist()
-        raise ValueError(f"{path}: class_names must be a list of strings, got {names.dtype} {list(names.shape)}")
-    present = labels.unique().tolist()
-    if present != list(range(len(present))):
-        gap = next(i for i, label in enumerate(present) if i != label)
-        found = f"{path}: labels go from {present[0]} to {present[-1]}, but no training image has label {gap}"
-        raise ValueError(f"{found}: count labels from 0 without gaps, or add class_names")
-    return [str(label) for label in present]
+    arrays = numbered(arrays, [f"{name}_labels" for name in names], str(path), notes)
+    pairs = {name: (arrays[f"{name}_images"], arrays[f"{name}_labels"]) for name in names}
+    train, test, *valid = (as_split(*pair, f"{path} ({name})", notes) for name, pair in pairs.items())
+    classes = classes or class_names(arrays.get("class_names"), train.labels, str(path))
+    return _Parts(train, test, classes, str(path), *valid, notes=notes)
 
 # %% ../nbs/data.ipynb #53b1f66c
 def _read_folder(
     folder: Path,
+    size: tuple[int, int] | None = None,  # height and width to scale and crop to
 ) -> _Parts:
     "Image files in class folders; a `ValueError` naming the file or folder that cannot be used."
-    where, (parts, classes) = str(folder), find_parts(folder)
-    samples = [list_images(part, classes) for part in parts]
-    empty = set(range(len(classes))) - {label for _, label in samples[0]}
-    if empty: raise ValueError(f"{parts[0] / classes[min(empty)]} has no images in it: add some or remove the folder")
-    pixels = read_images([path for part in samples for path, _ in part])
-    labels = np.array([label for part in samples for _, label in part])
-    cuts = np.cumsum([len(part) for part in samples])[:-1]
-    splits = [_as_split(*arrays, where) for arrays in zip(np.split(pixels, cuts), np.split(labels, cuts))]
+    where, notes = str(folder), Notes()
+    classes, parts = find_layout(folder, notes)
+    numbers = {name: label for label, name in enumerate(classes)}
+    found = [list_images({numbers[name]: path for name, path in part.items()}) for part in parts.values()]
+    for name, path in parts["train"].items():
+        if numbers[name] not in found[0].labels:
+            other = next((f" but {file}" for file in found[0].skipped if Path(path) in Path(file).parents), "")
+            raise ValueError(f"{path} has no images in it{other}: add some or remove the folder")
+    note_rest(found, notes)
+    pixels = read_images([path for part in found for path in part.paths], notes, size)
+    cuts = np.cumsum([len(part.paths) for part in found])[:-1]
+    splits = [as_split(images, np.array(part.labels, np.int64), where, notes)
+              for images, part in zip(np.split(pixels, cuts), found)]
     train, test, *valid = splits if len(parts) > 1 else _split_80_20(splits[0])
-    return _Parts(train, test, classes, where, *valid)
+    return _Parts(train, test, classes, where, *valid, notes=notes)
 
 # %% ../nbs/data.ipynb #921b7285
 def load_data(
@@ -376,26 +386,53 @@ def load_data(
     train_size: int | None = None,        # training images to keep, stratified; None keeps all that are not set aside
     valid_size: int | None = None,        # validation images; None takes the source's own, or sets a tenth aside
     test_size: int | None = None,         # test images to keep, stratified; None keeps all
+    size: int | tuple[int, int] | None = None,  # a side, or height and width, for a folder's pictures: scaled, cropped
     seed: int = 0,                        # which images the subsets keep
     device: str | torch.device = "auto",  # where the tensors go
 ) -> ImageData:
     "Any source as `ImageData` (section 4); a `ValueError` or `FileNotFoundError` of one sentence if it cannot be used."
     source, device = os.fspath(source), pick_device(device)
-    parts = _check_parts(_read(source))
+    parts = _check_parts(_read(source, _check_image_size(size)))
     test = stratified_subset(parts.test, test_size, seed, "test_size")
     splits = [*train_and_valid(parts.train, parts.valid, train_size, valid_size, seed), test]
+    notes = _note_rare(parts.notes or Notes(), parts.classes, splits)
+    if notes.doubts: warnings.warn("; ".join(notes.doubts), stacklevel=2)
     splits = [Split(part.images.to(device), part.labels.to(device)) for part in splits]
-    shape = tuple(test.images.shape[1:])
-    return ImageData(*splits, list(parts.classes), shape, _describe(source, parts, *map(len, splits)))
+    shape, name = tuple(test.images.shape[1:]), _describe(source, parts, *map(len, splits))
+    return ImageData(*splits, list(parts.classes), shape, name, list(notes))
+
+# %% ../nbs/data.ipynb #9eaad34a
+def _check_image_size(size) -> tuple[int, int] | None:
+    "Height and width; a `ValueError` for what is neither a side nor two sides."
+    sides = (size, size) if isinstance(size, Integral) else size
+    if sides is None: return None
+    two = isinstance(sides, (tuple, list)) and len(sides) == 2
+    if two and all(isinstance(side, Integral) and side > 0 for side in sides): return tuple(map(int, sides))
+    raise ValueError(f"size={size!r} is no size: give a side, (height, width), or None for images of one size")
+
+def _note_rare(notes: Notes, classes: list[str], splits: list[Split]) -> Notes:
+    "The notes, with one on the classes that a part has no images of."
+    counts = [torch.bincount(part.labels, minlength=len(classes)) for part in splits]
+    for kind, count in zip(("training", "validation", "test"), counts):
+        lost = [name for name, n, all_of in zip(classes, count.tolist(), sum(counts).tolist()) if not n and all_of]
+        if lost and count.sum():
+            names = f"{', '.join(lost[:3])}{', ...' * (len(lost) > 3)}"
+            notes.append(f"the {kind} part has no image of {len(lost)} of {len(classes)} classes: {names}")
+            if kind == "training" and count.sum() > 2 * len(classes): notes.doubts.append(notes[-1])
+    return notes
 
 # %% ../nbs/data.ipynb #ce1bc5ae
-def _read(source: str) -> _Parts:
-    "Whatever kind of source this is, read."
+def _read(
+    source: str,
+    size: tuple[int, int] | None = None,  # height and width of a folder's pictures
+) -> _Parts:
+    "Whatever kind of source this is, read; a `ValueError` for a size of images that have one."
+    path = Path(source).expanduser()
+    if source not in ("digits", *NAMED_SETS) and path.is_dir(): return _read_folder(path, size)
+    if size: raise ValueError(f"size={size} is for folders of pictures, {source!r} is none: leave it out")
     if source == "digits": return _read_digits()
     if source in NAMED_SETS: return _read_named(source)
-    path = Path(source).expanduser()
-    if path.is_dir(): return _read_folder(path)
-    if path.suffix == ".npz": return _read_npz(path)
+    if path.suffix.lower() == ".npz": return _read_npz(path)
     raise _no_source(source)
 
 # %% ../nbs/data.ipynb #5f728e8d

@@ -219,8 +219,11 @@ def test_digits_split_ignores_the_seed():
 @pytest.mark.parametrize("change, parts", [
     ({"train_labels": None}, ["has no train_labels"]),
     ({"train_images": None, "test_images": None}, ["has no train_images and no test_images"]),
-    ({"train_images": noise(20, 8, 8) / 255}, ["(train)", "must be uint8", "float64"]),
-    ({"train_images": noise(20, 3, 8, 8)}, ["[20, 3, 8, 8]", "[N, H, W, 3]"]),
+    ({"train_images": noise(20, 8, 8) / 255 - 0.5}, ["(train)", "0..255 or [0, 1], got float64", "undo"]),
+    ({"train_images": noise(20, 8, 8) / 255 + np.inf}, ["(train)", "infinity in 1,280 of 1,280"]),
+    ({"train_images": noise(20, 8, 8).astype(np.uint16) * 9}, ["got uint16 from 0 to 2295"]),
+    ({"train_images": noise(20, 8, 8, 4)}, ["[20, 8, 8, 4]", "leave the fourth channel out"]),
+    ({"train_images": noise(20, 5, 8, 8)}, ["[20, 5, 8, 8]", "[N, H, W, 3]"]),
     ({"train_images": noise(20, 64)}, ["[20, 64]"]),
     ({"train_images": noise(19, 8, 8)}, ["19 images but 20 labels"]),
     ({"train_images": noise(20, 9, 8)}, ["one size", "1x9x8 but 1x8x8"]),
@@ -234,9 +237,12 @@ def test_digits_split_ignores_the_seed():
     ({"val_images": noise(4, 8, 8), "val_labels": np.arange(4)}, ["validation label 3 is out of range"]),
     ({"val_images": noise(0, 8, 8), "val_labels": np.zeros(0, int)}, ["validation part is empty"]),
     ({"test_labels": np.arange(10)}, ["test label 9 is out of range", "2 classes"]),
-    ({"test_labels": np.arange(10) - 1, "class_names": np.array(DIGITS)}, ["test label -1 is out of range"]),
+    ({"test_labels": np.arange(10) - 1, "class_names": np.array(DIGITS)}, ["(test): labels go from -1 to 8"]),
     ({"train_labels": np.arange(20) * 2}, ["no training image has label 1", "class_names"]),
-    ({"train_labels": np.arange(20) / 2}, ["whole numbers", "float64"]),
+    ({"train_labels": np.arange(20) / 2}, ["whole numbers", "got 0.5"]),
+    ({"train_labels": np.eye(20, 2)}, ["(train): labels must be [N] or [N, 1]", "argmax(1)"]),
+    ({"train_labels": np.zeros(20, int), "test_labels": np.zeros(10, int)}, ["a single class"]),
+    ({"train_labels": np.arange(20) % 2 + 1, "class_names": np.array(["a", "b"])}, ["label 2 is out", "subtract 1"]),
     ({"train_labels": np.ones((20, 14), int)}, ["[N, 1]", "[20, 14]"]),
     ({"train_labels": np.array(3)}, ["whole numbers"]),
     ({"class_names": np.array([1, 2])}, ["class_names must be a list of strings"]),
@@ -334,11 +340,17 @@ def test_folder_with_a_validation_part(tmp_path, name):
     assert torch.equal(data.test.images, without.test.images)
 
 
+def test_a_validation_part_serves_as_the_test_part_where_there_is_none(tmp_path):
+    write_pictures(tmp_path / "train")
+    write_pictures(tmp_path / "val", n=3)
+    with pytest.warns(UserWarning, match="has no test part: val/ serves as the test part"): data = nd.load_data(tmp_path)
+    assert (len(data.train), len(data.valid), len(data.test)) == (10, 0, 6)
+    assert "has no test part" in repr(data) and "has no test part" in data._repr_html_()
+
+
 def test_validation_folders_that_are_refused(tmp_path):
     write_pictures(tmp_path / "train")
     write_pictures(tmp_path / "val")
-    with pytest.raises(ValueError) as info: nd.load_data(tmp_path)
-    one_sentence(info.value, "has train/ but no test/")
     write_pictures(tmp_path / "test")
     write_pictures(tmp_path / "val", classes=("cow",))
     with pytest.raises(ValueError) as info: nd.load_data(tmp_path)
@@ -380,8 +392,6 @@ def test_folder_layouts_that_are_refused(tmp_path):
     with pytest.raises(ValueError) as info: nd.load_data(tmp_path)
     one_sentence(info.value, tmp_path, "no class folders")
     write_pictures(tmp_path / "train")
-    with pytest.raises(ValueError) as info: nd.load_data(tmp_path)
-    one_sentence(info.value, "has train/ but no test/")
     (tmp_path / "test").mkdir()
     with pytest.raises(ValueError) as info: nd.load_data(tmp_path)
     one_sentence(info.value, tmp_path, "test part is empty")
