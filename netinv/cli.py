@@ -101,6 +101,7 @@ def _add_classifier(
 
 def _add_source(parser: Parser) -> None:
     "Where the classifier comes from, as `--model MODEL` or as the first word."
+    parser.usage = f"{parser.prog} [--model] MODEL [--weights FILE] [--shape C,H,W] [other flags]"
     parser.add_argument("source", nargs="?", metavar="MODEL", help="where the classifier comes from, see below")
     parser.add_argument("--model", metavar="MODEL", help="the same")
 
@@ -120,7 +121,6 @@ def _classifier(
 
     scale = {"preprocess": (args.mean or 0.0, args.std or 1.0)} if args.mean or args.std else {}
     with _usage(args): classifier = load_classifier(args.model, **_given(args, "classifier"), **scale)
-    print(classifier)
     for note in classifier.notes: _say(f"note: {note}")
     return classifier
 
@@ -202,9 +202,12 @@ def _inverter(
     "The inverter that the arguments of `netinv invert` describe; a `UsageError` where there can be none."
     from netinv import Generator, Inversion, Inverter
     from netinv.goal import wanted_goal
+    from netinv.inversion import check_bounds
 
     classifier, sizes = _classifier(args), _given(args, "generator")
+    print(classifier)
     with _usage(args):
+        check_bounds(**_given(args, "save"))
         wanted_goal(args.steps, args.until)
         objective = Inversion(**_given(args, "weights"), **_given(args, "settings"))
         generator = Generator.sized(**sizes) if sizes else None
@@ -325,7 +328,9 @@ def _look(
 
     classifier = _classifier(args)
     with _usage(args):
-        data = load_data(args.data, device="cpu") if args.data else None
+        folder = args.data and Path(args.data).is_dir()  # whose images may have all sizes
+        size = {"size": classifier.shape[1:]} if args.resize and folder else {}
+        data = load_data(args.data, device="cpu", **size) if args.data else None
         found = check_up(classifier, data, source=args.model, **_given(args, "check_up"))
         if args.json: write_atomic(args.json, json.dumps(found.numbers, indent=2))
     print(found)

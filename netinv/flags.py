@@ -119,6 +119,7 @@ def flags_of(
         default = None if parameter.default is Parameter.empty else parameter.default
         read, metavar = _reader(parameter.annotation, default)
         says = " ".join(str(comments[name].get("docment") or "").replace("`", "").split())
+        says = re.sub(r"\bNone\b(:| for)?", lambda found: "without it" + ":" * bool(found[1]), says)
         if read: flags.append(Flag(name, says, default, read, metavar))
     return flags
 
@@ -136,7 +137,10 @@ class Parser(argparse.ArgumentParser):
     late: Callable[["Parser"], None] | None = None  # adds flags once this very command is used
 
     def error(self, message: str) -> None:
-        self.exit(2, f"netinv: {message} (see {self.prog} --help)\n")
+        choice = re.search(r"invalid choice: '([^']*)' \(choose from (.*)\)", message)
+        near = difflib.get_close_matches(choice[1], re.findall(r"\w+", choice[2]), n=1) if choice else []
+        hint = f": did you mean {near[0]}?" if near else ""
+        self.exit(2, f"netinv: {message}{hint} (see {self.prog} --help)\n")
 
     @property
     def flags(self) -> list[str]:

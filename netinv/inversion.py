@@ -119,6 +119,16 @@ def summary(
             "samples": len(samples), "steps": inverter.step + int(before[0]), "seconds": inverter.seconds + before[1],
             "unreachable": inverter.classifier.unreachable, "unreached": (per_class == 0).nonzero()[:, 0].tolist()}
 
+# %% ../nbs/inversion.ipynb #cf2043d7
+def check_bounds(samples=None, max_mb=64.0, max_classes=40) -> tuple[int | None, float, int]:
+    "The bounds of `save` as plain numbers; a `ValueError` for what cannot be."
+    samples, max_classes = samples and whole("samples", samples), whole("max_classes", max_classes)
+    max_mb = plain(max_mb)
+    if not isinstance(max_mb, (int, float)) or not max_mb > 0:
+        raise ValueError(f"max_mb is {max_mb}: expected a number above 0")
+    if max_classes < 1: raise ValueError(f"max_classes is {max_classes}: expected 1 or more")
+    return samples, max_mb, max_classes
+
 # %% ../nbs/inversion.ipynb #a252ecd8
 @patch
 def _kept(
@@ -147,10 +157,8 @@ def save(
     max_classes: int = 40,       # classes in the picture, the worst and the best where there are more
 ) -> dict:                       # `summary`, as in metrics.json
     "Write config.yaml, metrics.json, history.csv, generator.safetensors, samples.safetensors and samples.png."
-    max_mb, max_classes = plain(max_mb), whole("max_classes", max_classes)
-    if not max_mb > 0 or max_classes < 1:
-        raise ValueError(f"max_mb is {max_mb}, max_classes is {max_classes}: expected a number above 0, and 1 or more")
-    classifier, n = self.classifier, whole("samples", samples or self.n_judged())
+    samples, max_mb, max_classes = check_bounds(samples, max_mb, max_classes)
+    classifier, n = self.classifier, samples or self.n_judged()
     each = 4 * (math.prod(classifier.shape) + classifier.n_classes + classifier.feature_dim)
     large = n * each > max_mb * 2**20
     drawn = kept = self.judged(n) if large else self.sample(n, seed=self.config["seed"])

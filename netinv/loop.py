@@ -47,9 +47,9 @@ class Loop(Run):
         generator: Callable | None = None,     # shape and conditioning to network; None: the objective's choice
         conditioning: str = "vector-matrix",   # "label", "vector", "matrix" or "vector-matrix"
         n_generators: int = 1,                 # K >= 1, trained at once and independently
-        pattern: str = "scattered",            # of the matrix of a class, or "cross", the paper's
+        pattern: str = "scattered",            # "scattered" or "cross", the paper's: the matrix of a class
         temperature: float = 0.15,             # T > 0 in P = softmax(v / T)
-        batch_size: int | str | None = None,   # B >= 2, images of each generator in a step; "auto", None: `usual_batch`
+        batch_size: int | str | None = None,   # B >= 2, images of a step and generator; "auto" or None: by cost and memory
         lr: float = 1e-2,                      # step size of Adam
         averaging: float = 0.9,                # decay of the mean of the weights, which draws samples; 0 for no mean
         classes: list[int] | None = None,      # labels to ask for; None for all that can be reached
@@ -65,7 +65,7 @@ class Loop(Run):
         temperature, lr, averaging, batch_size = map(plain, (temperature, lr, averaging, batch_size))
         n_generators, seed = whole("n_generators", n_generators), whole("seed", seed)
         wanted = usual_batch(classifier, n_generators) if batch_size in (None, "auto") else batch_size
-        batch_size = whole("batch_size", wanted)
+        batch_size = whole("batch_size", wanted, ", or 'auto'")
         _check_settings(objective, batch_size, n_generators, lr, averaging)
         self.objective, self.batch_size = objective or Inversion(), batch_size
         self.target = classifier.folded() if folded and not self.objective.watches else classifier

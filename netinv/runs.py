@@ -30,11 +30,12 @@ def plain(value):
 def whole(
     name: str,  # of the setting
     value,      # 8, 8.0, np.int64(8), torch.tensor(8)
+    other: str = "",  # what else would do
 ) -> int:
     "A whole number; a `ValueError` for anything else."
     number = plain(value)
     if isinstance(number, Real) and not isinstance(number, bool) and number == number // 1: return int(number)
-    raise ValueError(f"{name} is {number!r}: expected a whole number")
+    raise ValueError(f"{name} is {number!r}: expected a whole number{other}")
 
 # %% ../nbs/runs.ipynb #d3d0820a
 def time_left(
