@@ -156,8 +156,9 @@ class Parser(argparse.ArgumentParser):
     def parse_args(self, args=None, namespace=None) -> argparse.Namespace:
         args, unknown = self.parse_known_args(args, namespace)
         if not unknown: return args
-        near = difflib.get_close_matches(unknown[0].partition("=")[0], args.parser.flags, n=2, cutoff=0.7)
-        hint = f": did you mean {' or '.join(near)}?" if near else ""
+        flags = {flag.lstrip("-"): flag for flag in args.parser.flags}
+        near = difflib.get_close_matches(unknown[0].partition("=")[0].lstrip("-"), flags, n=2)
+        hint = f": did you mean {' or '.join(flags[name] for name in near)}?" if near else ""
         args.parser.error(f"unrecognized arguments: {' '.join(unknown)}{hint}")
 
 # %% ../nbs/flags.ipynb #dbe84bc4
@@ -174,7 +175,7 @@ def _spelled(
         plain = flag.replace("-", "_")
         if flag.startswith("--") and flag not in parser.flags:
             longer = next((full for name, full in known.items() if name.startswith(plain)), None)
-            flag = known.get(plain) or ("--" + plain[2:] if longer else flag)
+            flag = known.get(plain) or (longer[: len(flag)] if longer else flag)
         if re.match(r"-[.\d]", arg) and spelled and spelled[-1] in valued: spelled[-1] += f"={arg}"
         else: spelled.append(flag + is_ + value)
     return spelled

@@ -11,6 +11,7 @@ import ast
 import copyreg
 import difflib
 import json
+import logging
 import os
 import re
 import warnings
@@ -392,6 +393,8 @@ def execute_notebook(
     from papermill import PapermillExecutionError
     from papermill import execute_notebook as execute
 
+    logging.getLogger("papermill.translators").setLevel(logging.ERROR)  # it cannot read all defaults, and says so
+    logging.getLogger("papermill.parameterize").setLevel(logging.ERROR)
     where = dict(cwd=str(source.parent), kernel_name=kernel, progress_bar=progress and {"desc": source.stem})
     try:
         with this_python(): execute(str(source), str(target), parameters, **where)

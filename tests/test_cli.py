@@ -14,7 +14,8 @@ import pytest
 import yaml
 from clones import clone, injected, write_notebook  # noqa: F401: clone is a fixture
 
-from netinv.cli import SETTINGS, main, print_classes
+from netinv.cli import main, print_classes
+from netinv.flags import flags_of
 from netinv.runner import PROCESS_SETTINGS, find_notebook, notebooks
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -90,7 +91,8 @@ FLATTEN = "invert --model torch.nn:Flatten --shape 1,8,8 --n_classes 64"
     ("run summ", "there is no notebook summ: did you mean sum or summary?"),
     ("run nowhere/sums.ipynb", "there is no notebook nowhere/sums.ipynb: did you mean sum"),
     ("run sum -p lift 3", "sum.ipynb has no parameter lift: it has left, right, words, out_dir"),
-    ("run sum -p left many", "parameter left is a number"),
+    ("run sum -p left many", "parameter left is a number (1 unless you say otherwise): 'many' is not"),
+    ("run sum -p left 1:30", "parameter left is a number"),
     ("run sum -p words [a", "cannot read the value '[a'"),
     ("run sum --profile huge", "there is no profile huge: smoke can be had here"),
     ("run sum --profile huge.yaml", "there is no profile huge.yaml"),
@@ -112,12 +114,33 @@ FLATTEN = "invert --model torch.nn:Flatten --shape 1,8,8 --n_classes 64"
     (f"{IDENTITY} --steps -5", "expected a whole number such as 300, got -5"),
     (f"{FLATTEN} --alpha nan", "alpha is nan: expected 0 or a positive number"),
     (f"{FLATTEN} --gamma -1", "gamma is -1.0: expected 0 or a positive number"),
-    (f"{FLATTEN} --gamma many", "argument --gamma: invalid float value: 'many'"),
-    (f"{FLATTEN} --eta_var 2", "--eta_var 2 (the weights are alpha, beta, gamma, delta, gamma_pix, gamma_class, "
-     "gamma_class_feat, unit, hold, lag, clean, epsilon, shift, angle, scale)"),
+    (f"{FLATTEN} --gamma many", "argument --gamma: expected a number such as 16.0, got many"),
+    (f"{FLATTEN} --eta_var 2", "unrecognized arguments: --eta_var (see netinv invert --help)"),
+    (f"{FLATTEN} --learning-rate 2", "unrecognized arguments: --learning-rate (see netinv"),
+    (f"{FLATTEN} --batch-sice 2", "did you mean --batch_size?"),
+    (f"{FLATTEN} --lr fast", "argument --lr: expected a number such as 0.01, got fast"),
+    (f"{FLATTEN} --n-generators 1.5", "expected a whole number such as 300, got 1.5"),
+    (f"{FLATTEN} --dropout 1", "dropout is 1.0: expected a share"),
+    (f"{FLATTEN} --conditioning labels", "expected one of label, vector, matrix"),
+    (f"{FLATTEN} --amp fp8", "amp is 'fp8': expected 'auto', 'bf16' or 'off'"),
+    (f"{FLATTEN} --batch_size many", "batch_size is 'many': expected a whole number, or 'auto'"),
+    (f"{FLATTEN} --max_mb 0", "max_mb is 0.0: expected a number above 0"),
+    (f"{FLATTEN} --max-classes 0", "max_classes is 0: expected 1 or more"),
+    (f"{FLATTEN} --features nowhere", "has no layer 'nowhere'"),
+    (f"{FLATTEN} --class-names a,b", "2 names for 64 classes"),
+    (f"{FLATTEN} --class-names none.txt", "or a text file with a name a line, got none.txt"),
+    (f"{FLATTEN} --resume --out nowhere", "nowhere holds no checkpoint.safetensors"),
+    (f"{FLATTEN} torch.nn:Identity", "two models are given, torch.nn:Identity and torch.nn:Flatten: give one"),
+    ("invert --shape 1,8,8", "the following arguments are required: --model"),
+    ("invert --model torch.nn:Flatten", "--shape"),
+    ("look torch.nn:Flatten --shape 1,8,8 --data nowhere", "no data source 'nowhere'"),
+    ("look torch.nn:Flatten --shape 1,8,8 --data digits", "images of 1x28x28 and the classifier takes 1x8x8: --resize"),
+    ("look torch.nn:Flatten --shape 1,8,8 --images 1", "images is 1: expected 2 or more"),
+    ("look torch.nn:Flatten --shape 1,8,8 --steps 3", "unrecognized arguments: --steps 3"),
+    ("invret", "invalid choice: 'invret' (choose from 'list', 'run', 'look', 'invert'): did you mean invert?"),
     (f"{FLATTEN} --gama 2", "did you mean --gamma or --gamma_pix?"),
     (f"{FLATTEN} --generators 2", "did you mean --n_generators?"),
-    ("invert --model torch.nn:Flatten --shape 1,8,8 --classes 64", "the following arguments are required: --n_classes"),
+    (f"{FLATTEN} --classes 64", "classes is [64]: expected some of the labels 0 to 63"),
     (f"{FLATTEN} --classes two", "expected labels such as 0,3,5, got two"),
     (f"{FLATTEN} --batch_size 1", "batch_size is 1"),
     ("invert --model torch.nn:Flatten --shape 1,8,8 --n_classes 3", "64] but n_classes=3"),
@@ -184,12 +207,12 @@ def test_help(capsys: pytest.CaptureFixture[str], argv: str) -> None:
 
 
 def help_of(*argv: str) -> str:
-    "What `netinv argv --help` prints, from a process in which PyTorch is imported for `invert` alone."
+    "What `netinv argv --help` prints, from a process in which PyTorch is imported for `invert` and `look` alone."
     script = """
 import sys
 from netinv.cli import main
 try: main([*sys.argv[1:], "--help"])
-finally: assert not {"torch", "yaml", "papermill", "joblib"} & set(sys.modules) or sys.argv[1:] == ["invert"]
+finally: assert not {"torch", "yaml", "papermill", "joblib"} & set(sys.modules) or sys.argv[1:] in (["invert"], ["look"])
 """
     options = dict(capture_output=True, text=True, check=True)
     environ = {**os.environ, "COLUMNS": "1000", "PYTHONPATH": str(ROOT)}
@@ -227,6 +250,35 @@ def test_the_weights_of_invert_come_from_the_table() -> None:
         assert term.says in line and line.endswith(f"({term.default:g})")
 
 
+def test_every_setting_is_a_flag() -> None:
+    "The help of `netinv invert` is compared with the signatures, so that no parameter is left out."
+    from netinv import Generator, Inversion, Inverter
+    from netinv.bring import load_classifier
+
+    lines = help_of("invert").splitlines()
+    shown = {flag: line for line in lines for flag in re.findall(r"--(\w+)", line.split("  ")[1] if line[:3] == "  -" else "")}
+    left = {load_classifier: {"source", "preprocess", "classes"}, Inverter.fit: {"checkpoint_dir", "on_step"},
+            Inverter.__init__: {"classifier", "objective", "generator", "others"}, Inverter.save: {"folder"},
+            Generator.__init__: {"shape", "conditioning"}}
+    for function, not_flags in left.items():
+        names = set(signature(function).parameters) - not_flags - {"self"}
+        assert names <= set(shown), names - set(shown)
+        for flag in flags_of(function, *not_flags):
+            assert flag.says and " ".join(flag.says.split()) in shown[flag.name], flag
+            if isinstance(flag.default, str) or flag.default: assert shown[flag.name].endswith(")")
+    assert {row.name for row in (*Inversion.terms, *Inversion.settings)} | {"mean", "std", "class_names"} <= set(shown)
+
+
+def test_a_new_parameter_is_a_new_flag(monkeypatch: pytest.MonkeyPatch) -> None:
+    from netinv import Inverter
+    from netinv.cli import build_parser
+
+    def more(self, classifier, *, lr: float = 0.01, new_one: int | None = None, how: str = "well"): pass
+    monkeypatch.setattr(Inverter, "__init__", more)
+    args = build_parser().parse_args("invert --model m:f --new-one 3 --how 007".split())
+    assert args.new_one == 3 and args.how == "007" and set(args.taken["inverter"]) == {"lr", "new_one", "how"}
+
+
 def shown_commands() -> list[str]:
     "Every command `netinv run` or `netinv invert` in the code blocks of the pages."
     cells = [cell for path in notebooks(ROOT).values() for cell in json.loads(path.read_text())["cells"]]
@@ -252,16 +304,22 @@ def test_a_new_term_is_a_new_flag(monkeypatch: pytest.MonkeyPatch) -> None:
     term = Term("zeta", "ζ", 3.0, "a term of 100 % fantasy", lambda view: view.images.mean())
     monkeypatch.setattr(Inversion, "terms", (*Inversion.terms, term))
     args = build_parser().parse_args("invert --model m:f --shape 1,8,8 --n_classes 3 --zeta 2".split())
-    assert args.zeta == 2 and "zeta" in args.terms and args.alpha is None
+    assert args.zeta == 2 and "zeta" in args.taken["weights"] and args.alpha is None
 
 
-def test_the_defaults_in_the_help_are_those_of_the_inverter() -> None:
-    from netinv.inversion import Inverter
+@pytest.mark.parametrize("words", ["--batch-size 8 --no-folded", "--batch_size=8 --no_folded", "--batch-siz 8 --no-fold"])
+def test_words_in_a_flag_are_joined_in_either_way(words: str) -> None:
+    from netinv.cli import build_parser
 
-    lines, defaults = help_of("invert").splitlines(), signature(Inverter.__init__).parameters
-    for name in set(SETTINGS) - {"classes", "batch_size"}:
-        (line,) = [line for line in lines if line.split()[:1] == [f"--{name}"]]
-        assert line.endswith(f"({defaults[name].default})"), line
+    args = build_parser().parse_args(["invert", "m:f", *words.split()])
+    assert args.batch_size == 8 and args.folded is False
+
+
+def test_a_value_may_begin_with_a_minus() -> None:
+    from netinv.cli import build_parser
+
+    args = build_parser().parse_args("invert m:f --mean -1,0,.5 --std .5 --output -1".split())
+    assert args.mean == (-1, 0, 0.5) and args.std == (0.5,) and args.output == -1
 
 
 def test_95_hits_of_100_are_95_percent(capsys: pytest.CaptureFixture[str]) -> None:
@@ -342,7 +400,8 @@ def test_config_and_flags_use_the_same_names(classifiers: Path) -> None:
     assert main([*INVERT, "--model", "usersown:small"]) == 0
     config = yaml.safe_load(Path("out/config.yaml").read_text())
     flags = set(re.findall(r"--(\w+)", help_of("invert")))
-    assert {*SETTINGS, "shape", "n_classes"} <= set(config) & flags
+    run = {*config} - {"generator", "objective", "weights", "settings", "classifier"}
+    assert {*run, *config["weights"], *config["settings"], *config["generator"]} - {"kind"} <= flags
 
 
 def test_invert_reports_an_unreachable_class(classifiers: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -369,3 +428,64 @@ def test_invert_leaves_a_run_alone_that_it_is_not_told_to_go_on_with(
 def test_invert_with_a_factory_that_fails(classifiers: Path, capsys: pytest.CaptureFixture[str]) -> None:
     told = sentence(capsys, *INVERT, "--model", "usersown:broken")
     assert "could not build a model: RuntimeError: no such file" in told
+
+
+def test_a_factory_whose_import_fails_shows_the_line(classifiers: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("usersbad.py").write_text("import os\nimport no_such_package\n")
+    told = sentence(capsys, *INVERT, "--model", "usersbad:net")
+    assert "No module named 'no_such_package' (usersbad.py, line 2)" in told
+    assert "(usersown.py, line 15)" in sentence(capsys, *INVERT, "--model", "usersown:broken")
+
+
+def test_settings_of_the_generator_and_of_the_objective_reach_the_run(classifiers: Path) -> None:
+    flags = "--width 24 --brightness 0.4 --smooth 0 --stretch 0.1 --canvas 0 --latent-dim 8 --clean 0 --shift .1 --lag 0"
+    more = "--features 1 --amp off --no-folded --batch-size auto --samples 30 --class-names a,b,c --checkpoint-every 2"
+    assert main([*INVERT, "usersown:small", *flags.split(), *more.split()]) == 0
+    config = yaml.safe_load(Path("out/config.yaml").read_text())
+    wanted = {"width": 24, "brightness": 0.4, "smooth": 0, "stretch": 0.1, "canvas": 0, "latent_dim": 8}
+    assert wanted.items() <= config["generator"].items() and isinstance(config["batch_size"], int)
+    assert {"clean": 0, "shift": 0.1, "lag": 0}.items() <= config["settings"].items()
+    assert json.loads(Path("out/metrics.json").read_text())["samples"] == 30
+
+
+def test_the_end_of_a_run_says_how_to_go_on(classifiers: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*INVERT, "--model", "usersown:small", "--class-names", "ape,bee,cat", "--mean", ".5"]) == 0
+    out = capsys.readouterr().out
+    assert re.search(r"^    1 .*%  bee$", out, re.MULTILINE) and "look at it: out/samples.png" in out
+    (command,) = re.findall(r"^train on:   netinv (.*)$", out, re.MULTILINE)
+    (line,) = re.findall(r"^in Python:  (.*)$", out, re.MULTILINE)
+    assert main([word if word != "100" else "8" for word in shlex.split(command)]) == 0
+    assert len(Path("out/history.csv").read_text().splitlines()) == 1 + 8
+    from netinv import Inverter
+    from netinv.bring import load_classifier
+
+    again = eval(line, {"Inverter": Inverter, "load_classifier": load_classifier})
+    assert again.classifier.classes == ["ape", "bee", "cat"] and len(again.sample(6)) == 6
+
+
+def test_warnings_are_sentences(classifiers: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*INVERT, "--model", "usersown:one_sided", "--no-progress"]) == 0
+    err = capsys.readouterr().err
+    (line,) = err.strip().splitlines()
+    assert line.startswith("netinv: note: the logits of classes [2] are minus infinity")
+    assert ".py" not in err and "Warning" not in err
+
+
+def test_look_prints_one_page_and_writes_its_numbers(classifiers: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main("look usersown:small --shape 1,8,8 --data digits --resize --images 50 --json n.json".split()) == 0
+    out, numbers = capsys.readouterr().out, json.loads(Path("n.json").read_text())
+    assert "50 images of digits" in out and "warning signs:" in out and len(out.splitlines()) < 30
+    assert numbers["n_classes"] == 3 and numbers["data"]["images"] == 50
+    assert any("the data has 10 classes and the classifier has 3" in sign for sign in numbers["signs"])
+
+
+def test_look_takes_a_folder_of_pictures_of_other_sizes(classifiers: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    import numpy as np
+    from PIL import Image
+
+    for k in range(30):
+        Path(f"photos/{'abc'[k % 3]}").mkdir(parents=True, exist_ok=True)
+        pixels = np.random.default_rng(k).integers(0, 255, (9 + k % 4, 12), np.uint8)
+        Image.fromarray(pixels).save(f"photos/{'abc'[k % 3]}/{k}.png")
+    assert main("look usersown:small --shape 1,8,8 --data photos --resize".split()) == 0
+    assert "6 images of" in capsys.readouterr().out

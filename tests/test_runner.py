@@ -11,8 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from netinv.runner import (
-    PROCESS_SETTINGS, UsageError, find_notebook, notebooks, parse_value, process_settings, run_notebook,
+    PROCESS_SETTINGS, UsageError, find_notebook, notebook_parameters, notebooks, parse_value, process_settings,
+    read_parameters, run_notebook,
 )
+from netinv.values import Computed, read_like
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -80,6 +82,7 @@ def test_plain_python_values_survive_the_command_line(value: object) -> None:
     words = {True: "true", False: "false", None: "null"}
     text = words[value] if value is None or isinstance(value, bool) else repr(value)
     assert parse_value(text) == value and type(parse_value(text)) is type(value)
+    if value is not None: assert read_like(text, value) == value and type(read_like(text, value)) is type(value)
 
 
 @given(st.text(max_size=30))
@@ -150,3 +153,75 @@ def test_a_profile_with_numbered_sections_still_works(clone: Path) -> None:
 def test_a_damaged_order(clone: Path, content: str) -> None:
     Path("_quarto.yml").write_text(content)
     with pytest.raises(UsageError, match="cannot read the order of the notebooks from _quarto.yml"): notebooks()
+
+
+TYPED = """amp = "auto"
+name = 'x'
+steps = 3
+rate = 0.5
+loud = True
+url = "u?a=1#b"  # with a = in it
+names = ["a"]
+sizes = [1, 2]
+rates = [0.1, 1]
+pairs = [["a", "b"]]
+limit = None
+table = {"a": 1}
+half = 3 / 6
+lines = [
+    "one=1",  # a comment
+    "two",
+]
+"""
+
+
+@pytest.mark.parametrize(("name", "text", "value"), [
+    ("amp", "off", "off"), ("name", "no", "no"), ("name", "007", "007"), ("name", "1:30", "1:30"), ("name", "1e3", "1e3"),
+    ("name", "true", "true"), ("name", "null", "null"), ("name", "a=b", "a=b"), ("name", "", ""), ("name", "'no'", "no"),
+    ("name", "a: b", "a: b"), ("name", "[x", "[x"), ("url", "u?a=2", "u?a=2"), ("url", "~", "~"),
+    ("steps", "1e3", 1000), ("steps", "007", 7), ("steps", "-4", -4), ("steps", "2.5", 2.5), ("steps", "none", None),
+    ("rate", "1", 1.0), ("rate", "1e-3", 0.001), ("rate", "-.5", -0.5),
+    ("loud", "off", False), ("loud", "No", False), ("loud", "1", True),
+    ("names", "no,yes", ["no", "yes"]), ("names", "[no, 007]", ["no", "007"]), ("names", "x", ["x"]), ("names", "", []),
+    ("sizes", "1e3, 4", [1000, 4]), ("sizes", "[5]", [5]), ("sizes", "010", [10]), ("rates", "1,2", [1.0, 2.0]),
+    ("pairs", "[[no, 1], [b, c]]", [["no", "1"], ["b", "c"]]), ("lines", "a=1,b", ["a=1", "b"]),
+    ("limit", "3", 3), ("limit", "no", False), ("limit", "None", None), ("limit", "[1, 2]", [1, 2]),
+    ("table", "{b: 2}", {"b": 2}), ("half", "0.25", 0.25), ("half", "x", "x"),
+])
+def test_the_default_says_what_a_value_is(clone: Path, name: str, text: str, value: object) -> None:
+    write_notebook(Path("nbs/typed.ipynb"), TYPED, "steps")
+    (found,) = read_parameters("typed", [(name, text)]).values()
+    assert found == value and type(found) is type(value)
+
+
+@pytest.mark.parametrize(("name", "text", "expected"), [
+    ("steps", "true", "parameter steps is a number (3 unless you say otherwise): 'true' is not"),
+    ("steps", "1:30", "parameter steps is a number"), ("rate", "fast", "parameter rate is a number (0.5 unless"),
+    ("rate", "", "parameter rate is a number"), ("loud", "maybe", "parameter loud is true or false (True unless"),
+    ("loud", "2", "parameter loud is true or false"), ("sizes", "a,b", "parameter sizes is a list of numbers ([1, 2] unl"),
+    ("sizes", "[1, 2", "cannot read the value '[1, 2'"), ("table", "3", "parameter table is a mapping ({'a': 1} unless"),
+    ("stepps", "3", "typed.ipynb has no parameter stepps: it has amp, name, steps,"),
+])
+def test_a_value_that_does_not_fit_is_one_sentence(clone: Path, name: str, text: str, expected: str) -> None:
+    write_notebook(Path("nbs/typed.ipynb"), TYPED, "steps")
+    with pytest.raises(UsageError) as error: read_parameters("typed", [(name, text)])
+    assert expected in str(error.value) and "\n" not in str(error.value)
+
+
+def test_values_from_python_and_from_profiles_are_checked(clone: Path) -> None:
+    write_notebook(Path("nbs/typed.ipynb"), TYPED, "steps")
+    assert notebook_parameters(Path("nbs/typed.ipynb"))["url"] == "u?a=1#b"
+    assert isinstance(notebook_parameters(Path("nbs/typed.ipynb"))["half"], Computed)
+    Path("words.yaml").write_text("amp: off\n")  # which YAML takes for a truth value
+    with pytest.raises(UsageError, match="parameter amp is text .*: False is not"):
+        run_notebook("typed", profile="words.yaml", progress=False)
+    Path("words.yaml").write_text("rate: 1e-3\nsizes: 4\nlimit: no\n")  # text to YAML, a single number, no default
+    folder = run_notebook("typed", {"name": "no", "loud": False}, profile="words.yaml", out="out", progress=False)
+    for line in ("rate = 0.001", "sizes = [4]", "limit = False", 'name = "no"', "loud = False"):
+        assert line in injected(folder / "typed.ipynb")
+
+
+def test_the_parameters_of_another_language(clone: Path) -> None:
+    r = {"kernelspec": {"name": "ir", "display_name": "R", "language": "R"}}
+    write_notebook(Path("nbs/other.ipynb"), "steps = 3", metadata=r)
+    assert set(notebook_parameters(Path("nbs/other.ipynb"))) <= {"steps"}
