@@ -113,7 +113,11 @@ def from_timm(
             except Exception as e: error = e  # whatever a network says to sizes that it cannot have
         raise ValueError(f"timm cannot build {name} ({cause_of(error)})") from error
     if local and weights is None: model, notes = build(**sizes), []
-    else: model, notes = _filled(build, sizes, weights, ("num_classes", "in_chans"))
+    else:
+        try: model, notes = _filled(build, sizes, weights, ("num_classes", "in_chans"))
+        except ValueError as e:
+            if "pos_embed" not in str(e): raise
+            raise ValueError(f"{e}; or give the shape of the images that it was trained on") from e
     return _described(model, notes, name)
 
 # %% ../nbs/hubs.ipynb #4e6f4b7b
@@ -220,8 +224,8 @@ def from_hugging_face(
             except Exception: steps = _json(folder / "preprocessor_config.json")  # it knows a library that is missing
     except Exception as e:  # transformers has many errors
         advice = "give a folder with config.json and model.safetensors, or a name in the local cache"
-        what = f"hf:{name} is no image classifier that transformers can build"
-        raise ValueError(f"{what} ({cause_of(e)}): {advice}") from e
+        why = "it wants code of its own, which is not run" if "auto_map" in _json(folder / "config.json") else str(e).strip().split("\n")[0][:150]
+        raise ValueError(f"hf:{name} is no image classifier that transformers can build ({why}): {advice}") from e
     absent = sorted({*told["missing_keys"], *(str(key) for key in told["mismatched_keys"])}) if told else []
     if absent: raise ValueError(f"hf:{name} has no weights for {some(absent)}: it is no trained classifier")
     notes = [] if told else fill(model, weights or folder)
@@ -296,15 +300,17 @@ def from_keras(
     size = source.input_shape
     if not isinstance(size, tuple) or len(size) != 4 or None in size[1:]:
         raise ValueError(f"the Keras model takes {size}: expected one image [None, height, width, channels]")
-    layers = source._flatten_layers(include_self=False, recursive=True)
-    data_format = next((layer.data_format for layer in layers if hasattr(layer, "data_format")), "channels_last")
-    last = data_format == "channels_last"
+    layers = list(source._flatten_layers(include_self=False, recursive=True))
+    last = next((layer.data_format for layer in layers if hasattr(layer, "data_format")), "") != "channels_first"
     shape = (size[3], *size[1:3]) if last else size[1:]
-    scales = [layer for layer in source._flatten_layers(include_self=False) if type(layer).__name__ == "Rescaling"]
-    pixels = "0..255" if scales and all(0 < torch.as_tensor(s.scale).max() < 0.1 for s in scales) else None
+    scales = [layer.scale for layer in layers if type(layer).__name__ == "Rescaling"]
+    pixels = "0..255" if scales and all(0 < torch.as_tensor(scale).max() < 0.1 for scale in scales) else None
     notes = ["Keras's images have the channels last: they are turned on the way in"] if last else []
     if pixels: notes.append("the Keras model divides its images itself: pixels from 0 to 255 are handed to it")
-    return Brought(ChannelsLast(source) if last else source, shape, None, None, pixels, notes)
+    body, head = _divided(keras, source)
+    if head: notes.append("the last layer of the Keras model was made anew in PyTorch, so that its features can be read")
+    body = ChannelsLast(body) if last else body
+    return Brought(nn.Sequential(body, head) if head else body, shape, None, None, pixels, notes)
 
 # %% ../nbs/hubs.ipynb #61b11b1a
 def _refuse_lambda(path: str | os.PathLike) -> None:
@@ -316,3 +322,21 @@ def _refuse_lambda(path: str | os.PathLike) -> None:
     text = config.decode() if isinstance(config, bytes) else config
     if not text: raise ValueError(f"{path} holds weights without the network they belong to: give a .keras file")
     if '"Lambda"' in text: raise ValueError(f"{path} has a Lambda layer, which is code: it is not run")
+
+# %% ../nbs/hubs.ipynb #94f2e103
+def _divided(
+    keras: ModuleType,
+    model: nn.Module,  # of Keras
+) -> tuple[nn.Module, nn.Module | None]:
+    "All but the last dense layer, and that layer in PyTorch; the model and None where it ends with another one."
+    squashes = {"linear": [], "softmax": [nn.Softmax(-1)], "sigmoid": [nn.Sigmoid()]}
+    dense = model.layers[-1] if model.layers else None
+    outputs = getattr(model, "outputs", None) or []
+    squash = squashes.get(getattr(getattr(dense, "activation", None), "__name__", None))
+    if type(dense).__name__ != "Dense" or squash is None or len(outputs) != 1: return model, None
+    if dense.output is not outputs[0] or len(dense.input.shape) != 2: return model, None
+    linear = nn.Linear(*dense.kernel.shape, bias=dense.use_bias)
+    with torch.no_grad():
+        linear.weight.copy_(torch.as_tensor(dense.kernel.numpy()).T)
+        if dense.use_bias: linear.bias.copy_(torch.as_tensor(dense.bias.numpy()))
+    return keras.Model(model.inputs, dense.input), nn.Sequential(linear, *squash)
