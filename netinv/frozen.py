@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from .classifier import borrowed_rng, check_sizes, pick_device
 from .copies import check_apart, drop_watching_hooks, frozen_copy, named_hooks, without_checkpoints
+from .device import undisturbed
 from .features import tap_features
 from netinv.outputs import (
     CannotRun, as_rows, check_logits, check_preprocess, class_logits, entries, find_logits, first_line, pick_entry,
@@ -185,7 +186,7 @@ def class_names(
 # %% ../nbs/frozen.ipynb #ca0178b2
 class FrozenClassifier:
     "A frozen copy of any classifier, checked, its features at hand (section 3.1); a `ValueError` if it is unfit."
-    @torch.inference_mode(False)  # copies made in inference mode could never have gradients
+    @undisturbed  # copies made in inference mode could never have gradients
     def __init__(
         self,
         model: nn.Module,                # images to logits [B, N]; is left unchanged

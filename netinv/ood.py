@@ -21,7 +21,8 @@ from torch import Tensor, nn
 
 from .classifier import CNN, Trainer, augmented_batches, default_epochs, pick_augment
 from .data import ImageData, to_float
-from .frozen import FrozenClassifier, check_frozen, pick_device, probe_images
+from .device import undisturbed
+from .frozen import FrozenClassifier, borrowed_rng, check_frozen, pick_device, probe_images
 from .garbage import garbage_pool
 from .inversion import Generator, Inverter
 from .objective import Inversion
@@ -210,6 +211,7 @@ def check_garbage(
         raise ValueError(f"model is a FrozenClassifier, which learns nothing more: {advice}")
 
 # %% ../nbs/ood.ipynb #a9ccfa9a
+@undisturbed
 def train_with_garbage(
     data: ImageData,
     *,
