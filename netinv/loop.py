@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
 from .conditioning import Condition, make_conditioning
-from .device import pick_amp
+from .device import pick_amp, undisturbed
 from .faster import accelerate, move_mean, together
 from .first_look import lit, usual_batch
 from .generator import Generator, describe_generator, make_generator
@@ -39,6 +39,7 @@ class Loop(Run):
     "Trains conditioned generators against a frozen classifier (section 3.3) and samples from them; see `Inverter`."
     goal: Goal | None = None  # of the latest call of `fit`, if it had one
 
+    @undisturbed
     def __init__(
         self,
         classifier: FrozenClassifier,
@@ -242,6 +243,7 @@ def history(
 
 # %% ../nbs/loop.ipynb #0ad2f392
 @patch
+@undisturbed
 def generate(
     self: Loop,
     n: int,                                # images in all, at least 1
@@ -405,6 +407,7 @@ def show(
 
 # %% ../nbs/loop.ipynb #0d8a908f
 @patch
+@undisturbed
 def fit(
     self: Loop,
     steps: int | None = None,                     # at most this many, counting those before a resumed kill; None: 2,000
