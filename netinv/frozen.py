@@ -24,10 +24,12 @@ from torch.nn.utils import parametrize, prune
 from torch.nn.utils.spectral_norm import SpectralNorm, remove_spectral_norm
 from torch.nn.utils.weight_norm import WeightNorm, remove_weight_norm
 
-from netinv.classifier import (
-    are_probabilities, borrowed_rng, check_logits, check_sizes, first_line, pick_device, run_classifier,
+from .classifier import borrowed_rng, check_sizes, pick_device
+from netinv.outputs import (
+    CannotRun, are_probabilities, as_rows, check_logits, check_preprocess, class_logits, entries, find_logits,
+    first_line, made_by_sigmoid, pick_entry, preprocess_steps, run_classifier, run_steps, try_classifier,
 )
-from .squash import SQUASHES, LayerCall, _same, layer_calls, made_by_sigmoid, take_off_squash
+from .squash import LayerCall, _same, layer_calls, take_off_squash
 
 # %% ../nbs/frozen.ipynb #5f1fd507
 def probe_images(
@@ -296,7 +298,7 @@ def examine_classifier(
     def run() -> Tensor:
         with borrowed_rng(0, probe.device): return run_classifier(forward, probe)  # the same where it answers at random
     outputs = run()
-    check_logits(outputs, n_classes)
+    check_logits(class_logits(outputs, None), n_classes)
     taken_off = take_off_squash(model, run) if outputs.abs().max() < 1.01 else None  # larger numbers are logits
     if taken_off: outputs = run()
     sigmoids, layout = check_gradient(forward, probe), torch.contiguous_format
@@ -329,6 +331,16 @@ class ClassifierOutput(NamedTuple):
     logits: Tensor    # [B, N] float32
     features: Tensor  # [B, D] float32, the last hidden layer
 
+# %% ../nbs/frozen.ipynb #c31f4952
+def class_names(
+    classes: list[str] | None,
+    n: int,  # N
+) -> list[str]:
+    "N names of classes, their numbers if there are none; a `ValueError` for another number of names."
+    names = [str(name) for name in (range(n) if classes is None else classes)]
+    if len(names) == n: return names
+    raise ValueError(f"classes has {len(names)} names for {n} classes: give one for each, in the order of the labels")
+
 # %% ../nbs/frozen.ipynb #ca0178b2
 class FrozenClassifier:
     "A frozen copy of any classifier, checked, its features at hand (section 3.1); a `ValueError` if it is unfit."
@@ -339,24 +351,33 @@ class FrozenClassifier:
         *,
         shape: tuple[int, int, int],     # C, H, W of the images to be made
         n_classes: int | None = None,    # N, if it is to be checked
-        preprocess: Callable[[Tensor], Tensor] | None = None,  # images in [0, 1] to what `model` wants; differentiable
+        preprocess=None,                 # images in [0, 1] to what `model` wants, differentiable; or a pair (mean, std)
+        pixels: str | None = None,       # what it wants before that: "0..1", "0..255" or "-1..1"; None: "0..1"
+        output: str | int | None = None,   # name or place of the logits among what it returns; None finds them
         features: str | None = None,     # a layer whose flattened output to use; None finds the last hidden one
+        classes: list[str] | None = None,  # N names in the order of the labels; None: their numbers
         device: str | torch.device = "auto",
     ):
         check_sizes(shape, n_classes)
-        self.shape, self.device = tuple(shape), pick_device(device)
-        self.preprocess = frozen_copy(preprocess, self.device) if isinstance(preprocess, nn.Module) else preprocess
+        self.shape, self.device, self.notes = tuple(shape), pick_device(device), []
+        steps = preprocess_steps(preprocess, pixels, shape[0])
+        steps = [frozen_copy(step, self.device) if isinstance(step, nn.Module) else step for step in steps]
         self.layout = self.in_place = self.alone = None  # not known yet; the last one until `head` is used
         probe = probe_images(self.shape, self.device)
         with borrowed_rng(None, self.device), torch.no_grad():
-            self._adopt(model, probe)
+            check_preprocess(steps, probe.clone())
+            self.preprocess = partial(run_steps, steps) if len(steps) > 1 else steps[0] if steps else None
+            self._adopt(model, probe, output, n_classes)
             outputs, self.layout, taken_off, left = examine_classifier(self.model, self._forward, probe, n_classes)
             self.ends_with = taken_off or left  # what the model came with: "softmax", "sigmoid" or None
             self.from_probabilities, self.by_formula = self.ends_with is not None, left is not None  # came so; still is
             self.tap, self.feature_layer = tap_features(self.model, lambda: self._forward(probe), outputs, features)
-            self.n_classes, self.feature_dim = outputs.shape[1], self(probe).features.shape[1]
+            logits, features = self(probe)
+        self.n_classes, self.feature_dim = logits.shape[1], features.shape[1]
+        self.classes = class_names(classes, self.n_classes)
         never = outputs == (0 if self.by_formula else -math.inf)
-        self.unreachable = never.all(0).nonzero().flatten().tolist()
+        self.unreachable = never.all(0).nonzero().flatten().tolist() if outputs.shape[1] > 1 else []
+        self._note_outputs(outputs.shape[1])
 
     def __call__(
         self,
@@ -371,29 +392,63 @@ class FrozenClassifier:
 
 # %% ../nbs/frozen.ipynb #9bbbb697
 @patch
-def _forward(self: FrozenClassifier, images: Tensor) -> Tensor:
-    if self.in_place: images = images.clone()
-    if self.layout: images = images.contiguous(memory_format=self.layout)
+def _prepared(self: FrozenClassifier, images: Tensor) -> Any:
+    "What the model returns for images in [0, 1]."
     return self.model(self.preprocess(images) if self.preprocess else images)
 
 @patch
+def _forward(self: FrozenClassifier, images: Tensor) -> Tensor:
+    "The model's own outputs [B, N] for images, or [B, 1]."
+    if self.in_place: images = images.clone()
+    if self.layout: images = images.contiguous(memory_format=self.layout)
+    returned = self._prepared(images)
+    if not isinstance(returned, Tensor): returned = entries(returned)[self.entry]
+    return returned if returned.ndim == 2 else as_rows(returned, len(images))
+
+@patch
 def _logits(self: FrozenClassifier, images: Tensor) -> Tensor:
-    outputs = self._forward(images).float()
-    return SQUASHES[self.ends_with][1](outputs) if self.by_formula else outputs
+    return class_logits(self._forward(images).float(), self.ends_with if self.by_formula else None)
 
 @patch
 def _adopt(
     self: FrozenClassifier,
     model: nn.Module,
-    probe: Tensor,  # [8, C, H, W]
+    probe: Tensor,             # [8, C, H, W]
+    output: str | int | None,  # where the logits are, if it is known
+    n_classes: int | None,
 ) -> None:
     "Copy the model in float32, or in its own precision where it runs only so; see whether it writes into its images."
     for as_is in (False, True, False):  # what fails in both ways shall fail in float32
         self.model = frozen_copy(model, self.device, as_is)
         try:
+            self.entry = self._find_entry(probe, output, n_classes)
             self.in_place = writes_into(self._forward, probe)
             return
-        except ValueError: pass
+        except CannotRun as e: failed = e
+    raise failed
+
+@patch
+def _find_entry(self: FrozenClassifier, probe: Tensor, output: str | int | None, n_classes: int | None) -> str:
+    "The name of the logits among what the model returns; a note says which entry was taken."
+    seen = []
+    def run(): seen.append(try_classifier(self._prepared, probe.clone()))
+    run()
+    if output is not None: name = pick_entry(seen[0], output, len(probe))
+    else:
+        calls = () if isinstance(seen[0], Tensor) else layer_calls(self.model, run)
+        name = find_logits(seen[-1], len(probe), n_classes, calls)
+    if not isinstance(seen[0], Tensor):
+        entry = f"entry {name!r} {list(entries(seen[0])[name].shape)}"
+        self.notes.append(f"the model returns a {type(seen[0]).__name__}: its {entry} is taken for the logits")
+    return name
+
+@patch
+def _note_outputs(self: FrozenClassifier, n: int) -> None:
+    "Say what was done to the outputs, of which there were `n` for each image."
+    if self.ends_with:
+        how = "is undone by its formula" if self.by_formula else "was taken off"
+        self.notes.append(f"the model ends with a {self.ends_with}, which {how}: logits are what went into it")
+    if n == 1: self.notes.append("the model gives one number for an image: the logit of class 1, beside 0 for class 0")
 
 @patch
 def __repr__(self: FrozenClassifier) -> str:

@@ -9,24 +9,12 @@ __all__ = ['LayerCall', 'layer_calls']
 import threading
 from collections import Counter
 from collections.abc import Callable
-from functools import partial
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from .classifier import as_logits
-
-# %% ../nbs/squash.ipynb #5c0a51d2
-def sigmoid_logits(
-    outputs: Tensor,  # [B, N] in [0, 1]
-) -> Tensor:          # [B, N], from -87.4 to 16.7
-    "Logits whose sigmoids are `outputs`."
-    numbers = torch.finfo(torch.float32)
-    p = outputs.clamp(numbers.tiny, 1 - numbers.eps / 2)
-    return p.log() - (-p).log1p()
-
-SQUASHES = {"softmax": (partial(torch.softmax, dim=1), as_logits), "sigmoid": (torch.sigmoid, sigmoid_logits)}
+from .outputs import SQUASHES
 
 # %% ../nbs/squash.ipynb #2b3bbbeb
 class LayerCall(NamedTuple):
@@ -109,12 +97,3 @@ def take_off_squash(
     except ValueError: pass
     layer.forward = before
     return None
-
-# %% ../nbs/squash.ipynb #a3b1000d
-_MOVES = ("ToCopy", "View", "UnsafeView", "Reshape", "Squeeze", "Slice", "Select", "Clone", "Alias", "Clamp")
-
-def made_by_sigmoid(outputs: Tensor) -> bool:
-    "Whether the graph says so; casts, bounds and changes of shape may come after the sigmoid."
-    node = outputs.grad_fn
-    while type(node).__name__.startswith(_MOVES): node = node.next_functions[0][0]
-    return type(node).__name__ == "SigmoidBackward0"

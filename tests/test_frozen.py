@@ -416,12 +416,11 @@ def raising(x):
 
 
 UNFIT = {
-    "tuple": (lambda x, m: (m(x), x), "returned a tuple, expected one tensor of logits [8, N]"),
-    "dict": (lambda x, m: {"logits": m(x)}, "returned a dict, expected one tensor"),
-    "list": (lambda x, m: [m(x)], "returned a list, expected one tensor"),
-    "one output": (lambda x, m: m(x)[:, 0], "one output per image, [8]"),
-    "one column": (lambda x, m: m(x)[:, :1], "one output per image, [8, 1]"),
-    "maps": (lambda x, m: m(x)[..., None, None], "returned [8, 10, 1, 1], expected one tensor of logits [8, N]"),
+    "two entries": (lambda x, m: (m(x), 2 * m(x)), "returned a tuple, expected one tensor of logits [8, N], and in it "
+                    "'0' [8, 10], '1' [8, 10]: choose one, such as output='0'"),
+    "no entry": (lambda x, m: {"maps": x}, "returned a dict, expected one tensor of logits [8, N], and in it 'maps' "),
+    "no tensor": (lambda x, m: [None, 3], "returned a list, expected one tensor of logits [8, N], and in it no tensor"),
+    "maps": (lambda x, m: m(x)[..., None, None].expand(8, 10, 2, 1), "returned [8, 10, 2, 1], expected one tensor"),
     "no batch": (lambda x, m: m(x).mean(0, keepdim=True), "returned [1, 10], expected one tensor of logits [8, N]"),
     "raises": (lambda x, m: raising(x), "cannot run on images [8, 1, 8, 8] (KeyError: 'first line"),
     "nan": (lambda x, m: m(x) * math.nan, "returned NaN"),
@@ -515,24 +514,6 @@ def test_batches_of_one_size_only():
         def forward(self, x): return x.view(-1, 8, 64)[:, :, :5].flatten(0, 1)
     with pytest.raises(ValueError, match="takes 8 images at once but not 3 .*make it take any number"):
         FrozenClassifier(Fixed(), shape=(1, 8, 8), device="cpu")
-
-
-@pytest.mark.parametrize("kind", ["logit", "probability"])
-def test_the_advice_for_one_output_keeps_the_answers(kind):
-    one = nn.Sequential(nn.Flatten(), nn.Linear(64, 1), *[nn.Sigmoid()] * (kind == "probability"))
-    with pytest.raises(ValueError, match="for a logit, .* for a probability"):
-        FrozenClassifier(one, shape=(1, 8, 8), device="cpu")
-
-    def both(x, one):
-        x = one(x).view(-1, 1)
-        return torch.cat([0 * x, x] if kind == "logit" else [1 - x, x], 1)
-
-    two = Wrapped(both, one)
-    images = torch.rand(20, 1, 8, 8)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        found = FrozenClassifier(two, shape=(1, 8, 8), device="cpu")(images).logits.softmax(1)[:, 1]
-    assert torch.allclose(found, one(images)[:, 0].sigmoid() if kind == "logit" else one(images)[:, 0], atol=1e-5)
 
 
 def test_named_layer_that_gives_no_tensor():
