@@ -138,6 +138,10 @@ def reconstruction_report(
     "How good reconstructions are, and whether they are closer to the training images than chance would have it."
     import pandas as pd
 
+    size = min(len(train), len(heldout) // 2)
+    if size < 20:
+        raise ValueError(f"{len(train)} training and {len(heldout)} held-out images are too few for a report: "
+                         "give 20 and 40 or more")
     check_samples(samples, "samples")
     for name, part in {"train": train, "heldout": heldout}.items():
         if not isinstance(part, Split):
@@ -145,10 +149,6 @@ def reconstruction_report(
         if part.images.shape[1:] != samples.images.shape[1:]:
             raise ValueError(f"{name} has images {list(part.images.shape[1:])} and samples have "
                              f"{list(samples.images.shape[1:])}: give the images that the classifier was trained on")
-    size = min(len(train), len(heldout) // 2)
-    if size < 20:
-        raise ValueError(f"{len(train)} training and {len(heldout)} held-out images are too few for a report: "
-                         "give 20 and 40 or more")
     if len(samples) < 10: raise ValueError(f"{len(samples)} samples are too few for a report: give 10 or more")
     check_frozen(judge)
     n = min(n, len(samples), len(heldout) - size)
