@@ -21,8 +21,9 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from .data import ImageData, pick_device, to_float
 from .device import borrowed_rng, pick_amp, undisturbed
-from .outputs import check_logits, class_labels, class_logits, run_classifier, squash_of
+from .outputs import check_logits, class_logits, run_classifier, squash_of
 from .runs import Log, Run, SYNC_EVERY
+from .splits import check_labels
 
 # %% ../nbs/classifier.ipynb #ef592fbe
 def conv_block(
@@ -381,7 +382,7 @@ def train_classifier(
     epochs = default_epochs(n) if epochs is None else epochs
     if min(epochs, batch_size) < 1:
         raise ValueError(f"epochs={epochs} and batch_size={batch_size} must be at least 1")
-    images, labels = data.train.images.to(device), class_labels(data.train.labels, len(data.classes)).to(device)
+    images, labels = data.train.images.to(device), check_labels(data.train.labels, len(data.classes)).to(device)
     rng = torch.Generator(device).manual_seed(seed)
     with borrowed_rng(seed, device):
         model = (CNN(data.shape, len(data.classes)) if model is None else model).to(device)

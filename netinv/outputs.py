@@ -6,11 +6,11 @@
 __all__ = ['PIXELS', 'SQUASHES', 'Normaliser', 'normaliser', 'preprocess_steps', 'run_steps', 'check_preprocess', 'first_line',
            'are_probabilities', 'as_logits', 'sigmoid_logits', 'made_by_sigmoid', 'squash_of', 'class_logits',
            'entries', 'as_rows', 'find_logits', 'pick_entry', 'CannotRun', 'try_classifier', 'run_classifier',
-           'check_logits', 'class_labels']
+           'check_logits']
 
 # %% ../nbs/outputs.ipynb #58af3a51
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -312,23 +312,3 @@ def check_logits(
         raise ValueError("classifier returned NaN for an image in [0, 1]: check its weights and its preprocess")
     if logits.amax(1).isinf().any():
         raise ValueError("classifier returned an infinite largest logit for an image in [0, 1]: check its weights")
-
-# %% ../nbs/outputs.ipynb #cb7b680d
-def class_labels(
-    labels: Tensor | Iterable[int],  # [n] or [n, 1] whole numbers
-    n_classes: int,                  # N
-) -> Tensor:                         # [n] int64 in 0..N-1
-    "Labels as one row of numbers; a `ValueError` for labels that are no classes."
-    labels = torch.as_tensor(labels)
-    if labels.ndim == 2 and labels.shape[1] == 1: labels = labels[:, 0]
-    if labels.ndim != 1:
-        raise ValueError(f"labels are {list(labels.shape)}: expected one class for each image, [n] or [n, 1]")
-    if labels.is_floating_point() and not (labels == labels.round()).all() or labels.is_complex():
-        raise ValueError(f"labels are {labels.dtype}: expected whole numbers from 0 to {n_classes - 1}")
-    labels = labels.long()
-    low, high = (int(labels.min()), int(labels.max())) if labels.numel() else (0, 0)
-    if low < 0 or high >= n_classes:
-        shift = ", subtract 1" if low == 1 and high == n_classes else ""
-        wanted = f"expected 0 to {n_classes - 1} for {n_classes} classes{shift}"
-        raise ValueError(f"labels are from {low} to {high}: {wanted}")
-    return labels
