@@ -22,8 +22,8 @@ from .copies import check_apart, drop_watching_hooks, frozen_copy, named_hooks, 
 from .device import undisturbed
 from .features import tap_features
 from netinv.outputs import (
-    CannotRun, as_rows, check_logits, check_preprocess, class_logits, entries, find_logits, first_line, pick_entry,
-    preprocess_steps, run_classifier, run_steps, squash_of, try_classifier,
+    CannotRun, as_rows, check_logits, check_preprocess, class_logits, entries, find_logits, first_line,
+    made_by_logarithm, pick_entry, preprocess_steps, run_classifier, run_steps, squash_of, try_classifier,
 )
 from .squash import _same, layer_calls, take_off_squash
 
@@ -42,7 +42,7 @@ def probe_images(
 def check_gradient(
     classifier: Callable[[Tensor], Tensor],
     images: Tensor,  # [B, C, H, W]
-) -> str | None:     # the squash that makes the logits, as far as it shows: "softmax" or "sigmoid"
+) -> tuple[str | None, bool]:  # what squashes the logits, as far as it shows; whether a logarithm makes them
     "A `ValueError` if no gradient gets from the logits to the images."
     with torch.enable_grad():
         images = images.clone().requires_grad_()
@@ -58,7 +58,7 @@ def check_gradient(
         advice = ("look for no_grad, detach, rounding, NumPy, weights of zero or a saturated softmax "
                   "in the classifier and in preprocess")
         raise ValueError(f"no gradient gets from the classifier's logits to the images: {advice}")
-    return squash_of(logits)
+    return squash_of(logits), made_by_logarithm(logits)
 
 # %% ../nbs/frozen.ipynb #08283c2d
 def writes_into(
@@ -206,7 +206,7 @@ class FrozenClassifier:
         steps = [frozen_copy(step, self.device) if isinstance(step, nn.Module) else step for step in steps]
         self.preprocess = partial(run_steps, steps) if len(steps) > 1 else steps[0] if steps else None
         self.layout = self.in_place = self.alone = self.tap = None  # not known yet; `alone` until `head` is used
-        self.thrifty = False  # whether it checkpoints in a way that inversion cannot use
+        self.thrifty = self.exact = False  # whether it checkpoints in the older way; needs float32 under autocast
         probe, warned = probe_images(self.shape, self.device), []
         with borrowed_rng(None, self.device), torch.no_grad():
             check_preprocess(steps, probe.clone())
@@ -242,7 +242,8 @@ def _forward(self: FrozenClassifier, images: Tensor) -> Tensor:
     "The model's own outputs [B, N] for images, or [B, 1]."
     if self.in_place: images = images.clone()
     if self.layout: images = images.contiguous(memory_format=self.layout)
-    with without_checkpoints() if self.thrifty else nullcontext(), self.tap.around() if self.tap else nullcontext():
+    with without_checkpoints() if self.thrifty else nullcontext(), self.tap.around() if self.tap else nullcontext(), \
+            torch.autocast(self.device.type, enabled=False) if self.exact else nullcontext():
         returned = self._prepared(images)
     if not isinstance(returned, Tensor): returned = entries(returned)[self.entry]
     return returned if returned.ndim == 2 else as_rows(returned, len(images))
@@ -305,7 +306,7 @@ def _examine(
     check_outputs(self.model, outputs, n_classes)
     taken_off = take_off_squash(self.model, run) if outputs.abs().max() < 1.01 else None  # larger numbers are logits
     if taken_off: outputs = run()
-    left = self._check_gradient(probe)
+    left, logarithm = self._check_gradient(probe)
     self.layout = torch.contiguous_format
     if fickle := fickleness(self._forward, probe, outputs): warned.append(fickle)
     if not fickle or "random" not in fickle:
@@ -313,6 +314,7 @@ def _examine(
         self.layout = None
         ask = lambda layout: run_classifier(self._forward, probe.contiguous(memory_format=layout))
         self.layout = lay_channels_last(self.model, ask, outputs)
+    self.exact = left is not None and not taken_off or logarithm  # a rounded probability may be 1
     self.ends_with, self.by_formula = taken_off or left, left is not None and not taken_off  # by formula: still does
     self.from_probabilities = self.ends_with is not None
     self._note_outputs(outputs.shape[1], warned)
@@ -321,7 +323,7 @@ def _examine(
     return outputs
 
 @patch
-def _check_gradient(self: FrozenClassifier, probe: Tensor) -> str | None:
+def _check_gradient(self: FrozenClassifier, probe: Tensor) -> tuple[str | None, bool]:
     "The squash that is left; checkpoints that get in the way of gradients are gone afterwards."
     try: return check_gradient(self._forward, probe)
     except ValueError as e:
