@@ -212,8 +212,7 @@ class FrozenClassifier:
             check_preprocess(steps, probe.clone())
             self._adopt(model, probe, output, n_classes)
             outputs = self._examine(probe, n_classes, warned)
-            self._tap(probe, features, n_classes, warned)
-            logits, _ = self(probe)
+            logits = self._tap(probe, features, n_classes, warned)
         self.n_classes, self.classes = logits.shape[1], class_names(classes, logits.shape[1])
         never = outputs == (0 if self.by_formula else -math.inf)
         self.unreachable = never.all(0).nonzero().flatten().tolist() if outputs.shape[1] > 1 else []
@@ -267,8 +266,8 @@ def _adopt(
         self.model = frozen_copy(model, self.device, as_is, self.notes)
         given = self.preprocess(probe.clone()) if self.preprocess else probe.clone()
         try:
-            check_apart(model, lambda: try_classifier(self.model, given), self.model)
-            self.entry = self._find_entry(probe, output, n_classes)
+            returned = check_apart(model, lambda: try_classifier(self.model, given), self.model)
+            self.entry = self._find_entry(returned, probe, output, n_classes)
             self.in_place = writes_into(self._forward, probe)
             return
         except CannotRun as e: failed = e
@@ -277,18 +276,19 @@ def _adopt(
     raise failed
 
 @patch
-def _find_entry(self: FrozenClassifier, probe: Tensor, output: str | int | None, n_classes: int | None) -> str:
-    "The name of the logits among what the model returns; a note says which entry was taken."
-    seen = []
-    def run(): seen.append(try_classifier(self._prepared, probe.clone()))
-    run()
-    if output is not None: name = pick_entry(seen[0], output, len(probe))
+def _find_entry(
+    self: FrozenClassifier, returned: Any, probe: Tensor, output: str | int | None, n_classes: int | None
+) -> str:
+    "The name of the logits among what the model has returned; a note says which entry was taken."
+    if output is not None: name = pick_entry(returned, output, len(probe))
+    elif isinstance(returned, Tensor): name = find_logits(returned, len(probe), n_classes)
     else:
-        calls = () if isinstance(seen[0], Tensor) else layer_calls(self.model, run)
-        name = find_logits(seen[-1], len(probe), n_classes, calls)
-    if not isinstance(seen[0], Tensor):
-        entry = f"entry {name!r} {list(entries(seen[0])[name].shape)}"
-        self.notes.append(f"the model returns a {type(seen[0]).__name__}: its {entry} is taken for the logits")
+        seen = []
+        calls = layer_calls(self.model, lambda: seen.append(self._prepared(probe.clone())))
+        name = find_logits(seen[0], len(probe), n_classes, calls)
+    if not isinstance(returned, Tensor):
+        entry = f"entry {name!r} {list(entries(returned)[name].shape)}"
+        self.notes.append(f"the model returns a {type(returned).__name__}: its {entry} is taken for the logits")
     return name
 
 # %% ../nbs/frozen.ipynb #7585e322
@@ -351,7 +351,7 @@ def _tap(
     features: str | None,   # name of a layer
     n_classes: int | None,
     warned: list[str],
-) -> None:
+) -> Tensor:                # [8, N] logits
     "Find the features, and say what is unusual about them."
     def run(images: Tensor) -> Tensor:
         with borrowed_rng(0, probe.device): return self._logits(images)
@@ -366,6 +366,7 @@ def _tap(
     elif place.note: self.notes.append(place.note)
     if self.feature_dim == 1:
         warned.append(f"the features ({place.words}) are one number for an image: name a wider layer, features=...")
+    return logits
 
 # %% ../nbs/frozen.ipynb #0b91c2db
 @patch
