@@ -379,9 +379,12 @@ def main(
     if "source" in args: args.model = _one_source(args)
     try:
         with _sentences(): args.action(args)
+        sys.stdout.flush()
     except (UsageError, RunFailed) as e:
         print(f"netinv: {e}", file=sys.stderr)
         return 1 if isinstance(e, RunFailed) else 2
+    except BrokenPipeError:  # `| head` has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except KeyboardInterrupt:
         print("netinv: interrupted", file=sys.stderr)
         return 130
