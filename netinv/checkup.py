@@ -256,11 +256,12 @@ def _better_input(
     trials, half = _variants(classifier, images), min(most, len(labels) // 2)
     first, second = (images[:half], labels[:half]), (images[-half:], labels[-half:])
     scores = {how: _hits(*trial, *first).float().mean().item() for how, trial in trials.items()}
-    best = max((how for how in scores if ", " not in how), key=scores.get)
-    both = max(scores, key=scores.get)
-    if _clearly(scores[both], scores[best], half): best = both
+    simple = sorted((how for how in scores if ", " not in how), key=scores.get, reverse=True)
+    best, both = simple[0], max(scores, key=scores.get)
+    told = " or ".join(how for how in simple if scores[how] >= scores[best] - 0.02)
+    if _clearly(scores[both], scores[best], half): best = told = both
     then, now = (_hits(*trial, *second).float().mean().item() for trial in (trials[best], (classifier, None)))
-    return (best, then, now) if _clearly(then, now, half) else None
+    return (told, then, now) if _clearly(then, now, half) else None
 
 # %% ../nbs/checkup.ipynb #ffe81811
 def _better_order(
@@ -328,7 +329,7 @@ def _signs_of_scores(
     elif low: signs.append(f"accuracy is at chance ({_percent(scores['accuracy'])})")
     k, share = scores["most"]
     if share > 0.9 and n_data > 1: signs.append(f"{_percent(share)} of all images are answered {_some([k], names)[6:]}")
-    elif scores["never"]: signs.append(f"{_some(scores['never'], names)} occurred in the data and was never answered")
+    elif scores["never"]: signs.append(f"never answered, although it occurs in the data: {_some(scores['never'], names)}")
     if scores["calibration_error"] > 0.15 and not low:
         how = "sure" if scores["confidence"] > scores["accuracy"] else "unsure"
         signs.append(f"the classifier is too {how}: mean confidence {_percent(scores['confidence'])} at an accuracy of "
