@@ -26,6 +26,7 @@ _HOMES = {
     "leaks": ("reconstruction_report",),
     "studio": ("InversionStudio", "ReconstructionStudio"),
     "explorer": ("OODExplorer",),
+    "checkup": ("check_up",),
 }
 _ROOM_OF = {name: room for room, names in _HOMES.items() for name in names}
 

@@ -216,8 +216,8 @@ def _variants(
     images: Tensor,  # [n, C, H, W] float in [0, 1]
 ) -> dict[str, tuple[FrozenClassifier, Callable | None]]:
     "All trials in words: a classifier that is given something else, and what is done to images before."
-    changes, both = _changes(classifier.shape), {}
-    found = {how: (classifier, change) for how, change in changes.items()}
+    changes = _changes(classifier.shape)
+    found, both = {how: (classifier, change) for how, change in changes.items()}, {}
     for how, (preprocess, pixels) in _scalings(images).items():
         other = copy.copy(classifier)
         steps = preprocess_steps(preprocess, pixels, classifier.shape[0])
@@ -225,7 +225,7 @@ def _variants(
         found[how] = other, None
         for name in ("red and blue swapped", "dark and bright swapped"):
             if name in changes: both[f"{how}, {name}"] = other, changes[name]
-    return found | both
+    return found | both  # the simple ones first
 
 # %% ../nbs/checkup.ipynb #0c706cf7
 def _hits(
@@ -256,9 +256,12 @@ def _better_input(
     trials, half = _variants(classifier, images), min(most, len(labels) // 2)
     first, second = (images[:half], labels[:half]), (images[-half:], labels[-half:])
     scores = {how: _hits(*trial, *first).float().mean().item() for how, trial in trials.items()}
-    best = next(how for how, score in scores.items() if score >= max(scores.values()) - 0.02)  # the simplest is first
+    simple = sorted((how for how in scores if ", " not in how), key=scores.get, reverse=True)
+    best, both = simple[0], max(scores, key=scores.get)
+    told = " or ".join(how for how in simple if scores[how] >= scores[best] - 0.02)
+    if _clearly(scores[both], scores[best], half): best = told = both
     then, now = (_hits(*trial, *second).float().mean().item() for trial in (trials[best], (classifier, None)))
-    return (best, then, now) if _clearly(then, now, half) else None
+    return (told, then, now) if _clearly(then, now, half) else None
 
 # %% ../nbs/checkup.ipynb #ffe81811
 def _better_order(
@@ -306,7 +309,9 @@ def _by_name(
     return order if len(order) == len(ours) and any(k != a for k, a in order.items()) else None
 
 # %% ../nbs/checkup.ipynb #d0c102ed
-def _percent(share: float) -> str: return f"{100 * share:.0f} %"
+def _percent(share: float) -> str:
+    "Whole percents, and tenths of the small ones."
+    return f"{100 * share:.0f} %" if share > 0.0995 or not share else f"{100 * share:.1f} %"
 
 def _signs_of_scores(
     scores: dict,        # from `_scores`
@@ -319,12 +324,12 @@ def _signs_of_scores(
     low = scores["accuracy"] < max(1.5 * scores["chance"], scores["chance"] + 3 / math.sqrt(scores["images"]) / 4)
     if low and scores["confidence"] > max(0.5, 3 / n):
         sure = f"although the answers are sure (mean confidence {_percent(scores['confidence'])})"
-        signs.append(f"accuracy is at chance ({_percent(scores['accuracy'])}) {sure}: the normalisation or the order of "
-                     "the classes is wrong")
+        chance = f"accuracy is at chance ({_percent(scores['accuracy'])})"
+        signs.append(f"{chance} {sure}: the normalisation or the order of the classes is wrong")
     elif low: signs.append(f"accuracy is at chance ({_percent(scores['accuracy'])})")
     k, share = scores["most"]
     if share > 0.9 and n_data > 1: signs.append(f"{_percent(share)} of all images are answered {_some([k], names)[6:]}")
-    elif scores["never"]: signs.append(f"{_some(scores['never'], names)} occurred in the data and was never answered")
+    elif scores["never"]: signs.append(f"never answered, although it occurs in the data: {_some(scores['never'], names)}")
     if scores["calibration_error"] > 0.15 and not low:
         how = "sure" if scores["confidence"] > scores["accuracy"] else "unsure"
         signs.append(f"the classifier is too {how}: mean confidence {_percent(scores['confidence'])} at an accuracy of "

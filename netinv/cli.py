@@ -116,13 +116,11 @@ def _given(
 def _classifier(
     args: argparse.Namespace,
 ) -> "FrozenClassifier":
-    "The classifier that the arguments describe, what was found told; a `UsageError` where there can be none."
+    "The classifier that the arguments describe; a `UsageError` where there can be none."
     from netinv.bring import load_classifier
 
     scale = {"preprocess": (args.mean or 0.0, args.std or 1.0)} if args.mean or args.std else {}
-    with _usage(args): classifier = load_classifier(args.model, **_given(args, "classifier"), **scale)
-    for note in classifier.notes: _say(f"note: {note}")
-    return classifier
+    with _usage(args): return load_classifier(args.model, **_given(args, "classifier"), **scale)
 
 # %% ../nbs/cli.ipynb #3e35529a
 @contextmanager
@@ -206,6 +204,7 @@ def _inverter(
 
     classifier, sizes = _classifier(args), _given(args, "generator")
     print(classifier)
+    for note in classifier.notes: _say(f"note: {note}")
     with _usage(args):
         check_bounds(**_given(args, "save"))
         wanted_goal(args.steps, args.until)
@@ -379,9 +378,12 @@ def main(
     if "source" in args: args.model = _one_source(args)
     try:
         with _sentences(): args.action(args)
+        sys.stdout.flush()
     except (UsageError, RunFailed) as e:
         print(f"netinv: {e}", file=sys.stderr)
         return 1 if isinstance(e, RunFailed) else 2
+    except BrokenPipeError:  # `| head` has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except KeyboardInterrupt:
         print("netinv: interrupted", file=sys.stderr)
         return 130

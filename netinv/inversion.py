@@ -161,7 +161,7 @@ def save(
     classifier, n = self.classifier, samples or self.n_judged()
     each = 4 * (math.prod(classifier.shape) + classifier.n_classes + classifier.feature_dim)
     large = n * each > max_mb * 2**20
-    drawn = kept = self.judged(n) if large else self.sample(n, seed=self.config["seed"])
+    drawn = kept = self.judged(n, most=min(max_mb, 64) * 2**20) if large else self.sample(n, seed=self.config["seed"])
     numbers = summary(self, drawn)
     if large: kept = self._kept(n, numbers["inversion_accuracy_per_class"], max_mb, max_classes)
     shown = extremes(class_accuracy(kept.hits, kept.labels, classifier.n_classes), max_classes)

@@ -50,7 +50,7 @@ class Loop(Run):
         n_generators: int = 1,                 # K >= 1, trained at once and independently
         pattern: str = "scattered",            # "scattered" or "cross", the paper's: the matrix of a class
         temperature: float = 0.15,             # T > 0 in P = softmax(v / T)
-        batch_size: int | str | None = None,   # B >= 2, images of a step and generator; "auto" or None: by cost and memory
+        batch_size: int | str | None = None,   # B >= 2, images of a step and generator; "auto", None: by its cost
         lr: float = 1e-2,                      # step size of Adam
         averaging: float = 0.9,                # decay of the mean of the weights, which draws samples; 0 for no mean
         classes: list[int] | None = None,      # labels to ask for; None for all that can be reached

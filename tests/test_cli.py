@@ -255,8 +255,9 @@ def test_every_setting_is_a_flag() -> None:
     from netinv import Generator, Inversion, Inverter
     from netinv.bring import load_classifier
 
-    lines = help_of("invert").splitlines()
-    shown = {flag: line for line in lines for flag in re.findall(r"--(\w+)", line.split("  ")[1] if line[:3] == "  -" else "")}
+    lines = re.sub(r"\n {20,}", "  ", help_of("invert")).splitlines()  # what is long begins on the next line
+    flags = ((line, line.strip().split("  ")[0]) for line in lines if line.startswith("  -"))
+    shown = {flag: line for line, start in flags for flag in re.findall(r"--(\w+)", start)}
     left = {load_classifier: {"source", "preprocess", "classes"}, Inverter.fit: {"checkpoint_dir", "on_step"},
             Inverter.__init__: {"classifier", "objective", "generator", "others"}, Inverter.save: {"folder"},
             Generator.__init__: {"shape", "conditioning"}}
@@ -280,18 +281,18 @@ def test_a_new_parameter_is_a_new_flag(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def shown_commands() -> list[str]:
-    "Every command `netinv run` or `netinv invert` in the code blocks of the pages."
+    "Every command `netinv run`, `netinv look` or `netinv invert` in the code blocks of the pages."
     cells = [cell for path in notebooks(ROOT).values() for cell in json.loads(path.read_text())["cells"]]
     prose = "\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "markdown")
     blocks = "\n".join(re.findall(r"```sh\n(.*?)```", prose, re.DOTALL)).replace("\\\n", " ")
-    return re.findall(r"^(?:\S*/)?netinv ((?:run|invert) .*)$", blocks, re.MULTILINE)
+    return re.findall(r"^(?:\S*/)?netinv ((?:run|invert|look) .*)$", blocks, re.MULTILINE)
 
 
 def test_commands_on_the_pages_can_be_parsed() -> None:
     from netinv.cli import build_parser
 
     commands = shown_commands()
-    assert len(commands) > 3 and {command.split()[0] for command in commands} == {"run", "invert"}
+    assert len(commands) > 3 and {command.split()[0] for command in commands} == {"run", "invert", "look"}
     for command in commands:
         args = build_parser().parse_args(shlex.split(command, comments=True))
         if "notebook" in args: find_notebook(args.notebook, ROOT)

@@ -1,6 +1,7 @@
 "The inverter on classifiers of many kinds, and what is left when a run is killed, its disk full or its files damaged."
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -8,6 +9,7 @@ import time
 import warnings
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -17,6 +19,7 @@ from networks import worn_cnn
 
 from netinv.baselines import DeepInverter, LiteralGenerator, PixelInverter, literal_inverter
 from netinv.classifier import CNN
+from netinv.first_look import bytes_kept, usual_batch
 from netinv.frozen import FrozenClassifier
 from netinv.generator import Generator
 from netinv.inversion import Inverter, summary
@@ -496,12 +499,109 @@ def test_a_damaged_config_is_called_damaged(key: str, tmp_path: Path) -> None:
         with pytest.raises(ValueError, match="config.yaml is damaged"): Inverter.load(tmp_path, classifier)
 
 
-def test_numbers_of_numpy_are_saved(tmp_path: Path) -> None:
-    import numpy as np
+SCALARS = {"numpy": lambda value: np.array([value])[0], "small": lambda value: (
+    np.float32 if isinstance(value, float) else np.int32)(value), "torch": torch.tensor, "arrays": np.array,
+    "whole floats": lambda value: np.float64(value)}
 
+
+@pytest.mark.parametrize("kind", SCALARS)
+def test_scalars_of_numpy_and_torch_are_saved_as_numbers(kind: str, tmp_path: Path) -> None:
+    import yaml
+
+    scalar, classifier = SCALARS[kind], frozen(small_model())
+    settings = {"batch_size": 8, "n_generators": 2, "seed": 3, "temperature": 0.25, "lr": 0.5, "averaging": 0.5}
+    made = lambda: Inverter(
+        classifier, objective=Inversion(beta=scalar(4.0), clean=scalar(0.25)), amp="off", classes=[0, 2] if kind == "whole floats" else scalar([0, 2]),
+        generator=Generator.sized(width=16 if kind == "whole floats" else scalar(16), latent_dim=8, dropout=scalar(0.25)),
+        **{name: scalar(value) for name, value in settings.items()})
+    inverter = made()
+    inverter.fit(scalar(12), checkpoint_dir=tmp_path, checkpoint_every=scalar(10), until=scalar(1.0), **QUIET)
+    numbers = inverter.save(tmp_path, samples=scalar(20), max_mb=scalar(1.0), max_classes=scalar(3))
+    config = yaml.safe_load((tmp_path / "config.yaml").read_text())
+    assert settings.items() <= config.items() and config["classes"] == [0, 2] and numbers["samples"] == 20
+    assert config["weights"]["beta"] == 4 and config["settings"]["clean"] == 0.25
+    assert config["generator"]["width"] == 16 and config["generator"]["dropout"] == 0.25
+    assert isinstance(config["batch_size"], int) and isinstance(config["seed"], int)
+    resumed = made()
+    resumed.fit(15, until=1.0, checkpoint_dir=tmp_path, resume=True, **QUIET)
+    again = Inverter.load(tmp_path, classifier)
+    assert resumed.step == 15 and len(again.sample(scalar(4), seed=scalar(1))) == 4
+    again.adjust(temperature=scalar(0.5), lr=scalar(0.25))
+    assert again.config["temperature"] == 0.5 and type(again.config["temperature"]) is float
+
+
+@pytest.mark.parametrize(("name", "value", "expected"), [
+    ("batch_size", 8.5, "batch_size is 8.5: expected a whole number, or 'auto'"), ("batch_size", "many", "or 'auto'"),
+    ("n_generators", 1.5, "n_generators is 1.5: expected a whole number"), ("lr", "fast", "lr is 'fast'"),
+    ("lr", torch.ones(2), "lr is tensor"), ("averaging", None, "averaging is None"), ("seed", True, "seed is True")])
+def test_settings_of_another_kind_are_one_sentence(name: str, value: object, expected: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(expected)): small_inverter(**{name: value})
+
+
+def test_auto_is_the_usual_batch() -> None:
     classifier = frozen(small_model())
-    Inverter(classifier, **SMALL | {"batch_size": np.int64(8)}, lr=np.float64(0.01)).save(tmp_path)
-    assert Inverter.load(tmp_path, classifier).batch_size == 8
+    auto, usual = (Inverter(classifier, amp="off", batch_size=size).batch_size for size in ("auto", None))
+    assert auto == usual == usual_batch(classifier)
+    kept = bytes_kept(classifier)
+    assert 32 * 4 <= kept < 10_000  # what leaky ReLU needs of the hidden layer, and nothing of the weights
+    one = kept + 600 * 144
+    assert [usual_batch(classifier, k, most=6 * one) for k in (1, 2, 3, 100)] == [6, 3, 2, 2]
+
+
+def many_classes(n: int, side: int) -> FrozenClassifier:
+    "A classifier of photographs, more or less."
+    torch.manual_seed(0)
+    layers = nn.Conv2d(3, 8, 3, 4, 1), nn.ReLU(), nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(32, n)
+    return FrozenClassifier(nn.Sequential(*layers), shape=(3, side, side), device="cpu")
+
+
+def test_a_run_of_many_classes_is_saved_within_bounds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from PIL import Image
+    from safetensors.torch import load_file
+
+    from netinv import loop
+
+    inverter, seen = Inverter(many_classes(300, 64), batch_size=4, amp="off", generator=Generator.sized(**SIZES)), []
+    look = loop.look
+    monkeypatch.setattr(loop, "look", lambda c, images, *more, **how: seen.append(len(images)) or look(c, images, *more, **how))
+    numbers = inverter.save(tmp_path, samples=600, max_mb=3, max_classes=10)
+    assert max(seen) <= 256 and sum(seen) >= 600 and numbers["samples"] == 600  # never all at once
+    assert all(a is not None for a in numbers["inversion_accuracy_per_class"]) and len(numbers["pictured"]) == 10
+    assert (tmp_path / "samples.safetensors").stat().st_size < 3 * 2**20 + 2**14
+    kept = load_file(tmp_path / "samples.safetensors")
+    assert len(kept["images"]) == numbers["saved"] and kept["images"].shape[1:] == (3, 64, 64)
+    picture = Image.open(tmp_path / "samples.png")
+    assert picture.height < 10 * 130 + 100 and picture.width < 13 * 130
+    assert len(Inverter.load(tmp_path, inverter.classifier).sample(3)) == 3
+
+
+def test_the_worst_and_the_best_classes_are_kept(tmp_path: Path) -> None:
+    inverter = Inverter(many_classes(60, 32), batch_size=4, amp="off", generator=Generator.sized(**SIZES))
+    numbers = inverter.save(tmp_path, samples=120, max_mb=0.1, max_classes=6)  # fewer images than classes
+    accuracy = numbers["inversion_accuracy_per_class"]
+    assert len(numbers["pictured"]) == 6 and numbers["saved"] < 60
+    order = sorted(range(60), key=accuracy.__getitem__)
+    assert {accuracy[k] for k in numbers["pictured"]} >= {accuracy[order[0]], accuracy[order[-1]]}
+
+
+def test_looks_at_a_large_run_are_small_and_count_the_same() -> None:
+    inverter = Inverter(many_classes(5, 32), batch_size=4, amp="off", n_generators=2, generator=Generator.sized(**SIZES))
+    whole, small = inverter.judged(100), inverter.judged(100, most=3e5)
+    assert whole.images.shape[1:] == (3, 32, 32) and small.images.numel() * 4 <= 3e5 and small.features.shape == (100, 0)
+    hits = lambda samples: torch.bincount(samples.labels[samples.hits], minlength=5).tolist()
+    assert hits(whole) == hits(small) and len(small) == 100
+
+
+@pytest.mark.parametrize("bounds", [{"max_mb": 0}, {"max_mb": "much"}, {"max_classes": 0}, {"max_classes": 2.5}])
+def test_bounds_that_cannot_be(bounds: dict, tmp_path: Path) -> None:
+    (name,) = bounds
+    with pytest.raises(ValueError, match=f"{name} is"): small_inverter().save(tmp_path, **bounds)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_bar_without_an_end_shows_the_time_left(capsys: pytest.CaptureFixture[str]) -> None:
+    small_inverter().fit(on_step=lambda run: run.step >= 20)
+    assert "left=at most 0" in capsys.readouterr().err
 
 
 def test_an_objective_that_reads_layers_is_of_one_classifier() -> None:
@@ -596,7 +696,6 @@ def test_a_fit_that_cannot_be(settings: dict, says: str) -> None:
 
 
 def test_classes_and_seeds_of_numpy_and_torch() -> None:
-    import numpy as np
 
     ours = small_inverter(classes=[1, 2], seed=3).sample(8, seed=0)
     for classes in (np.array([1, 2]), torch.tensor([1, 2]), (1, 2)):

@@ -41,3 +41,36 @@ def test_look_wants_a_label_for_each_image() -> None:
     classifier = FrozenClassifier(nn.Sequential(nn.Flatten(), nn.Linear(64, 3)), shape=(1, 8, 8), device="cpu")
     with pytest.raises(ValueError, match="2 labels for 3 images: give one label for each"):
         look(classifier, torch.rand(3, 1, 8, 8), torch.tensor([0, 1]))
+
+
+def shown(n_classes: int, each: int, side: int, channels: int = 3) -> Samples:
+    "Noise, the first half of the classes answered rightly."
+    labels = torch.arange(n_classes).repeat(each)
+    probs = torch.eye(n_classes)[torch.where(labels < n_classes // 2, labels, 0)]
+    return Samples(torch.rand(len(labels), channels, side, side), labels, probs, torch.zeros(len(labels), 1))
+
+
+@pytest.mark.parametrize(("n_classes", "side", "channels"), [(1000, 8, 3), (60, 64, 1), (45, 100, 3), (41, 20, 5)])
+def test_a_picture_of_many_classes_can_be_opened(n_classes: int, side: int, channels: int) -> None:
+    picture = shown(n_classes, 2, side, channels).picture()
+    rows = 40 * (2 * side + 2)
+    assert rows <= picture.height < rows + 300 and picture.width * picture.height < 2**24
+
+
+def test_a_picture_is_bounded_in_pixels_and_side() -> None:
+    large = shown(3, 12, 200)
+    for pixels in (2**24, 3e5, 2e4):
+        picture = large.picture(pixels=pixels)
+        assert 0.2 * min(pixels, 2 * 10**6) < picture.width * picture.height <= pixels
+    tall = Samples(torch.rand(2, 1, 70_000, 2), torch.arange(2), torch.eye(2), torch.eye(2)).picture()
+    assert max(tall.size) <= 2**15
+
+
+def test_a_picture_shows_the_worst_and_the_best() -> None:
+    from netinv.samples import class_accuracy, extremes
+
+    samples = shown(100, 2, 8)
+    drawn = extremes(class_accuracy(samples.hits, samples.labels, 100), 4)
+    assert sum(k >= 50 for k in drawn) == 2 and len(drawn) == 4
+    assert extremes(torch.tensor([0.5, torch.nan, 0.2]), 1) == [2]
+    assert extremes(torch.full((50,), 0.5), 50) == list(range(50))
