@@ -90,7 +90,7 @@ def _filled(
     found = {name: size for name, size in _sizes_in(model, weights).items() if name in chosen and name not in sizes}
     if found: model = build(**sizes, **found)
     words = {"num_classes": "classes", "in_chans": "channels"}
-    notes = [f"the weights have {size} {words[name]}, and so the network was built" for name, size in found.items()]
+    notes = [f"the weights have {size} {words[name]}: the network was built for them" for name, size in found.items()]
     return model, notes + fill(model, weights)
 
 # %% ../nbs/hubs.ipynb #8013111e
