@@ -12,18 +12,15 @@ import warnings
 import torch
 from torch import Tensor, nn
 
-from .frozen import FrozenClassifier, borrowed_rng, find_features, layer_calls, probe_images
+from .frozen import FrozenClassifier, borrowed_rng, probe_images
 
 # %% ../nbs/heads.ipynb #2dd2d8f6
 def output_layer(
     classifier: FrozenClassifier,
 ) -> tuple[str, nn.Module | None]:  # its name and the layer; "" and None where there is none
     "The `nn.Linear` or `nn.Conv2d` that gives the logits."
-    probe = probe_images(classifier.shape, classifier.device)
-    with borrowed_rng(None, probe.device), torch.no_grad():
-        given = classifier._forward(probe)  # one number for an image where that tells two classes apart
-        call, side = find_features(layer_calls(classifier.model, lambda: classifier(probe)), given)
-    return (call.name, call.module) if side == "input" else ("", None)
+    name = classifier.head_layer
+    return ("", None) if name is None else (name, classifier.model.get_submodule(name))
 
 # %% ../nbs/heads.ipynb #3460bd7c
 def add_output(layer: nn.Module) -> None:

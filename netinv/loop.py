@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
 from .conditioning import Condition, make_conditioning
-from .device import pick_amp
+from .device import pick_amp, undisturbed
 from .faster import accelerate, move_mean, together
 from .first_look import start_brightness, usual_batch
 from .generator import Generator, describe_generator, make_generator
@@ -39,6 +39,7 @@ class Loop(Run):
     "Trains conditioned generators against a frozen classifier (section 3.3) and samples from them; see `Inverter`."
     goal: Goal | None = None  # of the latest call of `fit`, if it had one
 
+    @undisturbed
     def __init__(
         self,
         classifier: FrozenClassifier,
@@ -245,6 +246,7 @@ def history(
 
 # %% ../nbs/loop.ipynb #0ad2f392
 @patch
+@undisturbed
 @torch.no_grad()
 def generate(
     self: Loop,
@@ -401,6 +403,7 @@ def _goal(steps: int | None, until: float | None) -> Goal | None:
 
 # %% ../nbs/loop.ipynb #0d8a908f
 @patch
+@undisturbed
 def fit(
     self: Loop,
     steps: int | None = None,                     # at most this many, counting those before a resumed kill; None: 2,000

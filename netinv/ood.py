@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from .classifier import CNN, Trainer, augmented_batches, default_epochs, pick_augment
 from .data import ImageData, check_data, to_float
+from .device import undisturbed
 from .frozen import FrozenClassifier, borrowed_rng, check_frozen, pick_device
 from .garbage import garbage_pool
 from .heads import output_layer, with_garbage_class
@@ -155,6 +156,7 @@ def check_garbage(
         raise ValueError(f"model is a {type(model).__name__}: give an nn.Module or a FrozenClassifier")
 
 # %% ../nbs/ood.ipynb #a9ccfa9a
+@undisturbed
 def train_with_garbage(
     data: ImageData,
     *,
