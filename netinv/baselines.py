@@ -19,7 +19,7 @@ from fastcore.meta import delegates
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from .device import pick_amp
+from .device import pick_amp, undisturbed
 from .generator import Condition, Conditioning, Drawing
 from .inversion import Inverter
 from .losses import variation_loss
@@ -28,6 +28,7 @@ from .samples import Samples, check_frozen, class_accuracy, look, reachable, spr
 from .traces import FrozenClassifier, InputTap, bn_loss, remembering_layers
 
 # %% ../nbs/baselines.ipynb #461d56fc
+@undisturbed
 def descend_pixels(
     classifier: FrozenClassifier,
     labels: Tensor,        # [n] int64
@@ -238,6 +239,7 @@ def stationarity_loss(
     return left / sum(w.detach().square().sum() for w in weights.values())
 
 # %% ../nbs/baselines.ipynb #2227f7d8
+@undisturbed
 def reconstruct_from_stationarity(
     classifier: FrozenClassifier,
     *,

@@ -9,6 +9,7 @@ __all__ = ['check_sizes', 'CNN', 'augmented', 'pick_augment', 'shuffled_batches'
 # %% ../nbs/classifier.ipynb #b71cdf4b
 import os
 import time
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from numbers import Integral
 
@@ -19,10 +20,8 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from .data import ImageData, pick_device, to_float
-from .device import borrowed_rng, pick_amp
-from netinv.outputs import (
-    are_probabilities, as_logits, check_logits, class_labels, class_logits, first_line, run_classifier, squash_of,
-)
+from .device import borrowed_rng, pick_amp, undisturbed
+from .outputs import check_logits, class_labels, class_logits, run_classifier, squash_of
 from .runs import Log, Run, SYNC_EVERY
 
 # %% ../nbs/classifier.ipynb #ef592fbe
@@ -199,6 +198,7 @@ def global_rngs(
 class Trainer(Run):
     "Trains a classifier on batches from any source (section 3.1); `epochs` has a row for every epoch."
     file = "classifier.safetensors"
+    squash: str | None = None  # what the model ends with, if its outputs are probabilities
 
     def __init__(
         self,
@@ -249,7 +249,7 @@ def train_step(
 ) -> None:
     "Classify, descend, average; loss and accuracy go to the log."
     with torch.autocast(self.device.type, self.amp, enabled=self.amp is not None):
-        logits = run_classifier(self.model, images)
+        logits = class_logits(run_classifier(self.model, images), self.squash)
     loss = self.loss(logits, labels)
     self.model.zero_grad()
     loss.backward()
@@ -299,6 +299,7 @@ def train_epoch(
 
 # %% ../nbs/classifier.ipynb #1282eee9
 @patch
+@undisturbed
 def fit(
     self: Trainer,
     epochs: int,  # at most this many, counting those before a resumed kill
@@ -342,7 +343,25 @@ def load_checkpoint(
     self.epochs = meta["epochs"]
     return meta
 
+# %% ../nbs/classifier.ipynb #65e09fd1
+@torch.no_grad()
+def _examined(
+    model: nn.Module,
+    images: Tensor,   # [B, C, H, W], a few
+    n_classes: int,
+) -> str | None:      # "softmax", "sigmoid" or None
+    "Which squash a model ends with; a `ValueError` for a model that cannot be trained on these classes."
+    model.eval()
+    with torch.enable_grad(): outputs = run_classifier(model, images)
+    squash = squash_of(outputs)
+    check_logits(class_logits(outputs.detach(), squash), n_classes)
+    if squash:
+        what = f"the model ends with a {squash} and returns probabilities"
+        warnings.warn(f"{what}: it is trained on the logits behind them, and better ends without", stacklevel=4)
+    return squash
+
 # %% ../nbs/classifier.ipynb #65e09fe1
+@undisturbed
 def train_classifier(
     data: ImageData,
     *,
@@ -362,12 +381,13 @@ def train_classifier(
     epochs = default_epochs(n) if epochs is None else epochs
     if min(epochs, batch_size) < 1:
         raise ValueError(f"epochs={epochs} and batch_size={batch_size} must be at least 1")
-    images, labels = data.train.images.to(device), data.train.labels.to(device)
+    images, labels = data.train.images.to(device), class_labels(data.train.labels, len(data.classes)).to(device)
     rng = torch.Generator(device).manual_seed(seed)
     with borrowed_rng(seed, device):
         model = (CNN(data.shape, len(data.classes)) if model is None else model).to(device)
-        model.eval()
-        with torch.no_grad(): check_logits(run_classifier(model, to_float(images[:2])), len(data.classes))
+        squash = _examined(model, to_float(images[:8]), len(data.classes))
         trainer = Trainer(model, lambda: augmented_batches(images, labels, batch_size, augment, rng), lr=lr,
-                          steps=epochs * max(n // batch_size, 1), weight_decay=weight_decay, amp=amp, rng=rng)
+                          steps=epochs * max(n // batch_size, 1), weight_decay=weight_decay,
+                          amp="off" if squash else amp, rng=rng)  # probabilities need all digits
+        trainer.squash = squash
         return trainer.fit(epochs, progress=progress)

@@ -17,10 +17,11 @@ from fastcore.basics import patch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
-from .frozen import FrozenClassifier, LayerCall, _same, borrowed_rng, layer_calls, probe_images
+from .device import undisturbed
+from .frozen import FrozenClassifier, borrowed_rng, probe_images
 from .generator import Blur, Condition, Dropout, Generator, Join, LastDoubling
 from .losses import full_precision
-from .squash import itself
+from .squash import LayerCall, _same, itself, layer_calls
 
 # %% ../nbs/faster.ipynb #0378ad41
 def _neighbours(
@@ -121,7 +122,7 @@ def _fold(classifier: FrozenClassifier) -> FrozenClassifier:
 
 # %% ../nbs/faster.ipynb #d223e99f
 @patch
-@torch.inference_mode(False)
+@undisturbed
 def folded(
     self: FrozenClassifier,
 ) -> FrozenClassifier:

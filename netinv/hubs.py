@@ -90,7 +90,7 @@ def _filled(
     found = {name: size for name, size in _sizes_in(model, weights).items() if name in chosen and name not in sizes}
     if found: model = build(**sizes, **found)
     words = {"num_classes": "classes", "in_chans": "channels"}
-    notes = [f"the weights have {size} {words[name]}, and so the network was built" for name, size in found.items()]
+    notes = [f"the weights have {size} {words[name]}: the network was built for them" for name, size in found.items()]
     return model, notes + fill(model, weights)
 
 # %% ../nbs/hubs.ipynb #8013111e
@@ -224,7 +224,9 @@ def from_hugging_face(
             except Exception: steps = _json(folder / "preprocessor_config.json")  # it knows a library that is missing
     except Exception as e:  # transformers has many errors
         advice = "give a folder with config.json and model.safetensors, or a name in the local cache"
-        why = "it wants code of its own, which is not run" if "auto_map" in _json(folder / "config.json") else str(e).strip().split("\n")[0][:150]
+        own = "auto_map" in _json(folder / "config.json")
+        why = "it wants code of its own, which is not run" if own else str(e).strip().split("\n")[0][:150]
+        if not folder.is_dir(): why = "there is no such folder, and nothing of that name in the local cache"
         raise ValueError(f"hf:{name} is no image classifier that transformers can build ({why}): {advice}") from e
     absent = sorted({*told["missing_keys"], *(str(key) for key in told["mismatched_keys"])}) if told else []
     if absent: raise ValueError(f"hf:{name} has no weights for {some(absent)}: it is no trained classifier")
@@ -308,7 +310,7 @@ def from_keras(
     notes = ["Keras's images have the channels last: they are turned on the way in"] if last else []
     if pixels: notes.append("the Keras model divides its images itself: pixels from 0 to 255 are handed to it")
     body, head = _divided(keras, source)
-    if head: notes.append("the last layer of the Keras model was made anew in PyTorch, so that its features can be read")
+    if head: notes.append("the last layer of the Keras model was made anew in PyTorch, so its features can be read")
     body = ChannelsLast(body) if last else body
     return Brought(nn.Sequential(body, head) if head else body, shape, None, None, pixels, notes)
 

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
 from .conditioning import Condition, make_conditioning
-from .device import pick_amp
+from .device import pick_amp, undisturbed
 from .faster import accelerate, move_mean, together
 from .first_look import lit, usual_batch
 from .generator import Generator, describe_generator, make_generator
@@ -39,6 +39,7 @@ class Loop(Run):
     "Trains conditioned generators against a frozen classifier (section 3.3) and samples from them; see `Inverter`."
     goal: Goal | None = None  # of the latest call of `fit`, if it had one
 
+    @undisturbed
     def __init__(
         self,
         classifier: FrozenClassifier,
@@ -242,6 +243,7 @@ def history(
 
 # %% ../nbs/loop.ipynb #0ad2f392
 @patch
+@undisturbed
 def generate(
     self: Loop,
     n: int,                                # images in all, at least 1
@@ -253,8 +255,7 @@ def generate(
     batch_size: int | None = None,         # images at once; None: see `images_at_once`
 ) -> tuple[Tensor, Tensor, Tensor]:        # images [n, C, H, W], labels [n] and generators [n] int64
     "Images that no classifier has looked at; a `ValueError` for a label or generator that does not exist."
-    parts = zip(*self._batches(n, labels, dropout, generators, seed, batch_size))
-    places, *drawn = (torch.cat(part) for part in parts)
+    places, *drawn = map(torch.cat, zip(*self._batches(n, labels, dropout, generators, seed, batch_size)))
     return tuple(part[places.argsort()] for part in drawn)
 
 # %% ../nbs/loop.ipynb #5f434f8e
@@ -390,10 +391,7 @@ def check_finite(
 # %% ../nbs/loop.ipynb #b95e2f44
 @patch
 def show(
-    self: Loop,
-    bar,            # of tqdm
-    block: Tensor,  # [n, columns] the log's latest rows
-    end: int,       # the last step there can be
+    self: Loop, bar, block: Tensor, end: int,  # a bar of tqdm, [n, columns] the log's latest rows, the last step
 ) -> None:
     "Move the bar on, and show the loss, the accuracy, that of the worst class, and how long it can take."
     hits, asked = (self.columns(block, name).sum(0)[self.conditioning.classes] for name in ("hits", "asked"))
@@ -405,6 +403,7 @@ def show(
 
 # %% ../nbs/loop.ipynb #0d8a908f
 @patch
+@undisturbed
 def fit(
     self: Loop,
     steps: int | None = None,                     # at most this many, counting those before a resumed kill; None: 2,000

@@ -21,9 +21,8 @@ from torch import Tensor, nn
 
 from .classifier import CNN, Trainer, augmented_batches, default_epochs, pick_augment
 from .data import ImageData, to_float
-from netinv.frozen import (
-    FrozenClassifier, borrowed_rng, check_frozen, find_features, layer_calls, pick_device, probe_images,
-)
+from .device import undisturbed
+from .frozen import FrozenClassifier, borrowed_rng, check_frozen, pick_device, probe_images
 from .garbage import garbage_pool
 from .inversion import Generator, Inverter
 from .objective import Inversion
@@ -34,11 +33,8 @@ def output_layer(
     classifier: FrozenClassifier,
 ) -> tuple[str, nn.Module | None]:  # its name and the layer; "" and None where there is none
     "The `nn.Linear` or `nn.Conv2d` that gives the logits."
-    probe = probe_images(classifier.shape, classifier.device)
-    with borrowed_rng(None, probe.device), torch.no_grad():
-        logits = classifier(probe).logits
-        call, side = find_features(layer_calls(classifier.model, lambda: classifier(probe)), logits)
-    return (call.name, call.module) if side == "input" else ("", None)
+    name = classifier.head_layer
+    return ("", None) if name is None else (name, classifier.model.get_submodule(name))
 
 # %% ../nbs/ood.ipynb #3460bd7c
 def add_output(layer: nn.Module) -> None:
@@ -215,6 +211,7 @@ def check_garbage(
         raise ValueError(f"model is a FrozenClassifier, which learns nothing more: {advice}")
 
 # %% ../nbs/ood.ipynb #a9ccfa9a
+@undisturbed
 def train_with_garbage(
     data: ImageData,
     *,

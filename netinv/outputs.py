@@ -8,7 +8,7 @@ __all__ = ['PIXELS', 'SQUASHES', 'Normaliser', 'normaliser', 'preprocess_steps',
            'entries', 'as_rows', 'find_logits', 'pick_entry', 'CannotRun', 'try_classifier', 'run_classifier',
            'check_logits', 'class_labels']
 
-# %% ../nbs/outputs.ipynb #4e19e2fd
+# %% ../nbs/outputs.ipynb #58af3a51
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-# %% ../nbs/outputs.ipynb #83c400d2
+# %% ../nbs/outputs.ipynb #23501922
 class Normaliser(nn.Module):
     "Subtracts a mean and divides by a standard deviation, both [C, 1, 1] or [1, 1, 1]."
     def __init__(self, mean: Tensor, std: Tensor):
@@ -47,7 +47,7 @@ def normaliser(
     if (found["std"] <= 0).any(): raise ValueError("std must be above zero")
     return Normaliser(**found)
 
-# %% ../nbs/outputs.ipynb #88b83900
+# %% ../nbs/outputs.ipynb #305979d1
 PIXELS = {"0..1": None, "0..255": (0.0, 1 / 255), "-1..1": (0.5, 0.5)}  # as mean and standard deviation
 
 def preprocess_steps(
@@ -65,7 +65,7 @@ def preprocess_steps(
         return [*steps, *filter(None, [normaliser(*preprocess, channels)])]
     raise ValueError(f"preprocess is {preprocess!r}: expected a function of images in [0, 1], or a pair (mean, std)")
 
-# %% ../nbs/outputs.ipynb #54b2c303
+# %% ../nbs/outputs.ipynb #f280c8b4
 def run_steps(
     steps: list[Callable[[Tensor], Tensor]],
     images: Tensor,  # [B, C, H, W] float in [0, 1]
@@ -142,7 +142,7 @@ def squash_of(
     if outputs.shape[1] > 1 and are_probabilities(outputs): return "softmax"
     return "sigmoid" if made_by_sigmoid(outputs) else None
 
-# %% ../nbs/outputs.ipynb #51f24492
+# %% ../nbs/outputs.ipynb #d13a00b0
 def class_logits(
     outputs: Tensor,      # [B, N], or [B, 1] for two classes
     squash: str | None,   # what is to be undone: "softmax", "sigmoid" or None
@@ -151,7 +151,7 @@ def class_logits(
     if squash: outputs = SQUASHES[squash][1](outputs)
     return torch.cat([torch.zeros_like(outputs), outputs], 1) if outputs.shape[1] == 1 else outputs
 
-# %% ../nbs/outputs.ipynb #0855e863
+# %% ../nbs/outputs.ipynb #7e437ba2
 def entries(
     output: Any,        # what a model returned
     before: str = "",   # the name so far
@@ -167,7 +167,7 @@ def entries(
     named = [entries(part, f"{before}.{name}" if before else str(name), depth - 1) for name, part in parts]
     return {name: tensor for found in named for name, tensor in found.items()}
 
-# %% ../nbs/outputs.ipynb #13e73156
+# %% ../nbs/outputs.ipynb #bb583a7e
 def as_rows(
     tensor: Tensor,
     n: int,           # images
@@ -179,7 +179,7 @@ def as_rows(
         return tensor.reshape(n, -1)
     return tensor[None] if n == 1 and tensor.ndim == 1 else None  # a squeeze has taken the batch away, too
 
-# %% ../nbs/outputs.ipynb #f8222b7f
+# %% ../nbs/outputs.ipynb #3e1eccce
 def _less_likely(
     found: dict[str, Tensor],  # [n, N], by name
     calls: Sequence,           # uses of layers, see `layer_calls`
@@ -199,7 +199,7 @@ def _equal(a: Any, b: Tensor) -> bool:
     "Whether something is a tensor with the same numbers."
     return isinstance(a, Tensor) and a.numel() == b.numel() and torch.equal(a.reshape(b.shape), b)
 
-# %% ../nbs/outputs.ipynb #38eff8ed
+# %% ../nbs/outputs.ipynb #7f46d24c
 def find_logits(
     output: Any,                    # what a model returned
     n: int,                         # for how many images
@@ -220,7 +220,7 @@ def find_logits(
         if len(choice) == 1: return choice[0]
     raise ValueError(_unclear(output, n, list(found)))
 
-# %% ../nbs/outputs.ipynb #44820fdb
+# %% ../nbs/outputs.ipynb #63c6c8eb
 def _unclear(
     output: Any,
     n: int,             # images
@@ -233,7 +233,7 @@ def _unclear(
     advice = f"choose one, such as output={found[0]!r}" if found else "wrap it in a module that returns logits alone"
     return f"classifier returned a {kind}, {expected}, and in it {shapes}: {advice}"
 
-# %% ../nbs/outputs.ipynb #cb1db2b6
+# %% ../nbs/outputs.ipynb #7e78021f
 def pick_entry(
     output: Any,
     wanted: str | int,   # name or place of an entry
@@ -253,7 +253,7 @@ def pick_entry(
                          f"expected logits [{n}, N]: " + _unclear(output, n, []))
     return name
 
-# %% ../nbs/outputs.ipynb #4b42e64b
+# %% ../nbs/outputs.ipynb #311f5d3b
 _CAUSES = {
     r"missing \d+ required positional arguments?: (.+)": "its forward also wants {0}, wrap it in one that gives that",
     r"more than 1 value per channel": "batch norm learns from two images or more, give a larger batch_size",
@@ -274,7 +274,7 @@ def _advice(error: Exception, images: Tensor) -> str:
         if match := re.search(pattern, str(error)): return advice.format(*match.groups())
     return f"see whether it runs alone, model(torch.zeros({', '.join(map(str, images.shape))}))"
 
-# %% ../nbs/outputs.ipynb #1888f9a3
+# %% ../nbs/outputs.ipynb #3607c4a1
 class CannotRun(ValueError):
     "A classifier that fails on images, with the reason."
 
@@ -289,7 +289,7 @@ def try_classifier(
         why = f"classifier cannot run on images {list(images.shape)} ({first_line(e)})"
         raise CannotRun(f"{why}: {_advice(e, images)}") from e
 
-# %% ../nbs/outputs.ipynb #0a79969b
+# %% ../nbs/outputs.ipynb #960b7eac
 def run_classifier(
     classifier: Callable[[Tensor], Any],
     images: Tensor,                # [B, C, H, W]
@@ -313,7 +313,7 @@ def check_logits(
     if logits.amax(1).isinf().any():
         raise ValueError("classifier returned an infinite largest logit for an image in [0, 1]: check its weights")
 
-# %% ../nbs/outputs.ipynb #47fdab2f
+# %% ../nbs/outputs.ipynb #cb7b680d
 def class_labels(
     labels: Tensor | Iterable[int],  # [n] or [n, 1] whole numbers
     n_classes: int,                  # N

@@ -20,6 +20,7 @@ from fastcore.basics import patch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from .device import undisturbed
 from .faster import Condition, Generator, folded_weights, sorted_weight
 from .inversion import Inverter
 from netinv.losses import (
@@ -357,6 +358,7 @@ def best_of(
     return samples[order[rank[order].argsort(stable=True)][:n]]
 
 # %% ../nbs/reconstruction.ipynb #3fde2724
+@undisturbed
 def reconstruct(
     classifier: FrozenClassifier,             # is not changed
     *,

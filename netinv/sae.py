@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from fastcore.basics import patch
 from torch import Tensor, nn
 
+from .device import undisturbed
 from .frozen import FrozenClassifier
 from .metrics import Samples, check_features
 from .runs import load_network, save_network
@@ -145,6 +146,7 @@ def sae_loss(
     return left.square().mean() + extra, (z > 0).any(0)
 
 # %% ../nbs/sae.ipynb #d82960da
+@undisturbed
 def train_sae(
     features: Tensor,         # [n, D] float, n >= 2
     *,

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from .data import Split, image_grid, to_float
 from .frozen import ClassifierOutput, FrozenClassifier, check_frozen
+from .outputs import class_labels
 from .runs import plain
 
 # %% ../nbs/samples.ipynb #076b84b4
@@ -208,25 +209,27 @@ def outputs(
 def look(
     classifier: FrozenClassifier,
     images: Tensor,                   # [n, C, H, W] uint8, or float in [0, 1]
-    labels: Tensor,                   # [n] int64, true or intended
+    labels: Tensor,                   # [n] or [n, 1] whole numbers, true or intended
     *,
     generator: Tensor | None = None,  # [n] int64, which generator drew each
     batch_size: int | None = None,    # images at once; None: see `images_at_once`
 ) -> Samples:                         # on the device of the images
-    "Images with a classifier's view of them; a `ValueError` unless there is one label for each image."
+    "Images with a classifier's view of them; a `ValueError` unless each image has a label that is a class."
     if len(labels) != len(images):
         raise ValueError(f"{len(labels)} labels for {len(images)} images: give one label for each image")
     logits, features = outputs(classifier, images, batch_size)
-    return Samples(images, labels.to(images.device), logits.softmax(1), features, generator)
+    labels = class_labels(labels, classifier.n_classes).to(images.device)
+    return Samples(images, labels, logits.softmax(1), features, generator)
 
 # %% ../nbs/samples.ipynb #39d098c4
 def accuracy(
     classifier: FrozenClassifier,
     split: Split,
 ) -> float:  # in [0, 1]
-    "The share of images that a classifier puts into their own class; a `ValueError` for an empty split."
+    "The share of images put into their own class; a `ValueError` for an empty split, or other labels."
     if not len(split): raise ValueError("accuracy needs at least one image, got an empty split")
-    right = outputs(classifier, split.images).logits.argmax(1) == split.labels
+    labels = class_labels(split.labels, classifier.n_classes).to(split.images.device)
+    right = outputs(classifier, split.images).logits.argmax(1) == labels
     return right.float().mean().item()
 
 # %% ../nbs/samples.ipynb #4f7090a2

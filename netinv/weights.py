@@ -120,7 +120,8 @@ def _load_pickle(
             with torch.serialization.safe_globals([*_arrays(), *((_Shell, name) for name in names)]):
                 with warnings.catch_warnings():
                     warnings.simplefilter("ignore")  # about old formats
-                    return torch.load(path, map_location="cpu", weights_only=True), shells
+                    with open(path, "rb") as file:  # whose name does not matter
+                        return torch.load(file, map_location="cpu", weights_only=True), shells
         except Exception as e:  # a damaged file may fail in any way
             name = _refused(e)
             if name and name not in shells and _is_class(name): shells.append(name)
@@ -296,7 +297,7 @@ _AVERAGED = re.compile(r"ema|averag|swa|teacher|momentum", re.IGNORECASE)
 def best_fits(
     model: nn.Module,
     states: dict[str, dict[str, Tensor]],  # as `read_weights` gives them
-) -> list[Fit]:  # those that fit, averages first; or else the one with the fewest faults
+) -> list[Fit]:  # those that fit, averages first; or else the one of which most fits
     "Every way in which a set of weights can be the network's."
     tensors = {name: t for name, t in model.state_dict(keep_vars=True).items() if isinstance(t, Tensor)}
     wanted, fits = {plain: tensors[name] for plain, name in _plain(tensors).items()}, []
@@ -304,10 +305,10 @@ def best_fits(
         state = {plain: state[name] for plain, name in _plain(state).items()}
         names = [name for name in wanted if not _COUNTERS.fullmatch(name)]
         fits += [_fit(wanted, where, state, pair) for pair in _prefixes(names, list(state))]
-    averaged = lambda fit: _AVERAGED.search(fit.where + fit.prefix) is not None
-    fits.sort(key=lambda fit: (fit.faults, -len(fit.state), not averaged(fit), len(fit.kept)))
     best = [fit for fit in fits if not fit.faults and fit.state]
-    if not best: return sorted(fits, key=lambda fit: (-len(fit.state), fit.faults))[:1]
+    if not best: return [max(fits, key=lambda fit: len(fit.state))]
+    averaged = lambda fit: _AVERAGED.search(fit.where + fit.prefix) is not None
+    best.sort(key=lambda fit: (-len(fit.state), not averaged(fit), len(fit.kept)))
     several = {}  # the same tensors may be reached by two pairs
     for fit in best: several.setdefault(tuple(sorted(map(id, fit.state.values()))), fit)
     return list(several.values())
@@ -330,7 +331,8 @@ def notes_on(
     taken, *others = [fit.where + f" ({fit.prefix})" * bool(fit.prefix) or "the top" for fit in fits]
     notes = [f"the weights taken are {taken}; {' and '.join(others)} would fit, too"] if others else []
     if fits[0].kept: notes.append(f"the file has no {some(fits[0].kept)}: the network's own are kept")
-    if fits[0].left: notes.append(f"the file also holds {some(fits[0].left)}, which the network has no use for")
+    left = [] if others else fits[0].left
+    if left: notes.append(f"the file also holds {some(left)}, which the network has no use for")
     return notes
 
 # %% ../nbs/weights.ipynb #b1acd27c

@@ -78,7 +78,7 @@ def test_unfit_weights_change_nothing(tmp_path):
     save_weights(CNN((1, 8, 8), 5), path)
     model = CNN((1, 8, 8), 3)
     before = {k: v.clone() for k, v in model.state_dict().items()}
-    shapes = r"does not fit CNN \(with another shape: head.weight \[5, 128\] instead of \[3, 128\]"
+    shapes = r"does not fit CNN \(with another shape or type: head.weight \[5, 128\] instead of \[3, 128\]"
     with pytest.raises(ValueError, match=shapes):
         load_weights(model, path)
     names = "missing: 1.weight, 1.bias, 3.weight and 1 more; not known: body.0.0.weight, "

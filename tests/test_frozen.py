@@ -65,7 +65,7 @@ ARCHITECTURES = {
     "log-softmax at the end": (
         lambda: nn.Sequential(mlp((1, 8, 8), 4), nn.LogSoftmax(1)), (1, 8, 8), 4, "input of 0.3", 24
     ),
-    "functional head": (lambda: FunctionalHead(3), (1, 8, 8), 3, "output of body.2", 12),
+    "functional head": (lambda: FunctionalHead(3), (1, 8, 8), 3, "input of linear", 12),
     "one linear layer": (lambda: nn.Sequential(nn.Flatten(), nn.Linear(64, 5)), (1, 8, 8), 5, "input of 1", 64),
     "no layers": (lambda: nn.Flatten(), (1, 1, 6), 6, "logits", 6),
 }
