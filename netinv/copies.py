@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['frozen_copy', 'check_apart']
 
-# %% ../nbs/copies.ipynb #f9e21a49
+# %% ../nbs/copies.ipynb #2ecbbd7b
 import copy
 import gc
 import re
@@ -28,7 +28,7 @@ from torch.utils import checkpoint as checkpointing
 from .outputs import CannotRun, first_line
 from .squash import _same
 
-# %% ../nbs/copies.ipynb #57d898bd
+# %% ../nbs/copies.ipynb #9613591c
 _QUANTISED = re.compile(r"quantized|bitsandbytes|torchao|gptq|awq|quanto|hqq|AffineQuantized|Int[48]|NF4|QTensor")
 
 def _quantised(model: nn.Module) -> str | None:
@@ -74,7 +74,7 @@ def plain_weights(model: nn.Module) -> None:
         del module.parametrizations
         for name, value in values.items(): module.register_parameter(name, nn.Parameter(value))
 
-# %% ../nbs/copies.ipynb #c33f172d
+# %% ../nbs/copies.ipynb #658e5804
 def _leftovers(module: nn.Module, most: int = 100_000) -> list[Tensor]:
     "Tensors of an earlier pass, wherever they hang."
     found, met, todo = [], set(), [vars(m) for m in module.modules()]
@@ -86,7 +86,7 @@ def _leftovers(module: nn.Module, most: int = 100_000) -> list[Tensor]:
         elif not thing.is_leaf: found.append(thing)
     return found
 
-# %% ../nbs/copies.ipynb #ddf715d8
+# %% ../nbs/copies.ipynb #60a8cce8
 def _rebound(function, memo: dict):  # memo: as `deepcopy` has left it
     "The same function, holding copies where it held originals."
     def copied(thing):
@@ -111,7 +111,7 @@ def _rebind_functions(model: nn.Module, memo: dict) -> None:
         for name, value in [*vars(module).items()]:
             if name != "forward" and isinstance(value, FunctionType): vars(module)[name] = _rebound(value, memo)
 
-# %% ../nbs/copies.ipynb #8a436ad8
+# %% ../nbs/copies.ipynb #b5fedb1c
 def _plain(function) -> Callable | None:
     "What was compiled to make the function; None for a function that is not compiled."
     wrapper = getattr(function, "__func__", function)
@@ -143,7 +143,7 @@ def _compiled_methods(kind: type) -> dict[str, Callable]:
     methods = {name: value for base in reversed(kind.__mro__) for name, value in vars(base).items()}
     return {name: value for name, value in methods.items() if hasattr(value, "_torchdynamo_orig_callable")}
 
-# %% ../nbs/copies.ipynb #34497363
+# %% ../nbs/copies.ipynb #12b658e3
 def _copied(module: nn.Module) -> tuple[nn.Module, dict]:
     "A deep copy and its memo; a `ValueError` if there can be none, with the name of what cannot be copied."
     memo = {id(t): t.detach().clone() for t in _leftovers(module)}
@@ -172,7 +172,8 @@ def frozen_copy(
 ) -> nn.Module:  # float32, in eval mode, its weights without gradients
     "A copy to look at; the original keeps its mode, gradients, hooks and device; a `ValueError` if it has no copy."
     if not isinstance(module, nn.Module):
-        raise ValueError(f"the classifier must be an nn.Module, got a {type(module).__name__}: wrap it in one")
+        advice = "give its module()" if callable(getattr(module, "module", None)) else "wrap it in one"
+        raise ValueError(f"the classifier must be an nn.Module, got a {type(module).__name__}: {advice}")
     compiled = "_orig_mod" in module._modules
     while "_orig_mod" in module._modules: module = module._orig_mod  # what torch.compile has wrapped
     check_weights(module)
@@ -189,7 +190,7 @@ def frozen_copy(
     frozen.to(device)
     return frozen if as_is else frozen.float()
 
-# %% ../nbs/copies.ipynb #0d05443d
+# %% ../nbs/copies.ipynb #54f2ba1e
 class Stray(CannotRun):
     "A pass that comes to a part that is not the copy's own."
     part = None
@@ -229,12 +230,12 @@ def keeping_apart(
         with _OthersTensors(chain(original.parameters(), original.buffers())): yield
     finally: handle.remove()
 
-# %% ../nbs/copies.ipynb #48982592
+# %% ../nbs/copies.ipynb #a16fa9e6
 def check_apart(
     original: nn.Module,
     run: Callable[[], object],  # a pass of the copy
     *own: nn.Module,            # the copy, and whatever else the pass may use
-) -> None:
+) -> object:                    # what the pass returns
     "A `ValueError` for a copy that uses the original, or a network outside of itself."
     strays = []
     for _ in range(2):  # a layer that is made anew in every pass is nobody else's
@@ -249,7 +250,7 @@ def check_apart(
         raise ValueError(f"the copy of {kind} would still run the original, because {how} the original: {advice}")
     if strays[0] is strays[1]:
         raise ValueError(f"{kind} uses a network that is no part of it ({part}), which cannot be frozen: {advice}")
-    run()
+    return run()
 
 # %% ../nbs/copies.ipynb #ae86c13d
 def drop_watching_hooks(
@@ -282,7 +283,7 @@ def named_hooks(model: nn.Module) -> list[str]:
     return [f"{name(hook)} of {path or 'the model'}" for path, m in model.named_modules()
             for hook in (*m._forward_hooks.values(), *m._forward_pre_hooks.values())]
 
-# %% ../nbs/copies.ipynb #4e8c1bce
+# %% ../nbs/copies.ipynb #f0c27365
 _reentrant, _lock, _inside = checkpointing.CheckpointFunction, threading.Lock(), []
 
 class _JustRun:

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Product', 'products_of', 'find_head', 'find_hidden', 'FeatureTap', 'LayerTap', 'Place', 'tap_features']
 
-# %% ../nbs/features.ipynb #d0b3d43b
+# %% ../nbs/features.ipynb #0663b277
 import copy
 import threading
 from collections import deque
@@ -20,7 +20,7 @@ from torch.overrides import TorchFunctionMode
 
 from .squash import LayerCall, layer_calls
 
-# %% ../nbs/features.ipynb #0342fb66
+# %% ../nbs/features.ipynb #6fe2e522
 class Product(NamedTuple):
     "One product in a pass, of numbers that depend on the images with numbers that do not."
     name: str               # of the function
@@ -31,7 +31,7 @@ class Product(NamedTuple):
     output: Tensor
     layer: str | None       # name of the layer that is just this product; None for a product between layers
 
-# %% ../nbs/features.ipynb #1a91d3b2
+# %% ../nbs/features.ipynb #431fb67b
 _PAIRS = {"matmul": 0, "mm": 0, "bmm": 0, "inner": 0, "addmm": 1, "baddbmm": 1}  # where the first factor is
 _LAYERS = ("linear", "conv1d", "conv2d", "conv3d", "convolution")
 
@@ -60,7 +60,7 @@ def _summed_by_einsum(args: tuple) -> tuple[int, tuple[int, ...], int] | None:
     axes = tuple(i - len(own) for i, letter in enumerate(own) if letter not in out and letter in others)
     return (which[0] + 1, axes, 0) if axes and own[0] not in others + "." else None
 
-# %% ../nbs/features.ipynb #cad43a25
+# %% ../nbs/features.ipynb #da7ee49a
 def _name_of(func: Callable) -> str: return getattr(func, "__name__", "").partition(".")[0]
 
 class _Products(TorchFunctionMode):
@@ -89,7 +89,7 @@ class _Recorder(_Products):
             self.given = args[found[0]] if isinstance(found[0], int) else kwargs[found[0]]
         return output
 
-# %% ../nbs/features.ipynb #4e9444f8
+# %% ../nbs/features.ipynb #2114d8ec
 def products_of(
     model: nn.Module,                 # weights without gradients
     run: Callable[[Tensor], Tensor],  # images to outputs [B, N], using `model`
@@ -110,7 +110,7 @@ def products_of(
     found = [p._replace(output=p.output.detach(), layer=names.get(p.place)) for p in recorder.products]
     return found, outputs.detach()
 
-# %% ../nbs/features.ipynb #72f3b443
+# %% ../nbs/features.ipynb #9cbb7037
 class _Replay(_Products):
     "Lets one product of a pass answer what it has answered before."
     def __init__(self, place: int, output: Tensor):
@@ -134,7 +134,7 @@ def _tried(replay, run: Callable[[Tensor], Tensor], images: Tensor) -> Tensor | 
         with replay: return run(images)
     except Exception: return None  # whatever a network says to numbers that it did not make itself
 
-# %% ../nbs/features.ipynb #16d7a89e
+# %% ../nbs/features.ipynb #133c16ee
 def find_head(
     products: list[Product],          # of a pass over `images`
     run: Callable[[Tensor], Tensor],
@@ -155,7 +155,7 @@ def find_head(
             return product if _is_classwise(product, run, images, first) else None
     return next((p for p in reversed(products) if p.output.shape == first.shape and _adds(p, run, images, first)), None)
 
-# %% ../nbs/features.ipynb #905fe381
+# %% ../nbs/features.ipynb #6e57c89f
 def _is_classwise(
     product: Product,
     run: Callable[[Tensor], Tensor],
@@ -176,7 +176,7 @@ def _is_classwise(
     scale = (new * old).sum(1, keepdim=True) / old.square().sum(1, keepdim=True).clamp_min(1e-30)
     return bool((new - scale * old).abs().max() <= 0.02 * old.abs().max() and (found[:, 0] != first[:, 0]).any())
 
-# %% ../nbs/features.ipynb #08f082e0
+# %% ../nbs/features.ipynb #58a3166b
 def _adds(
     product: Product,
     run: Callable[[Tensor], Tensor],
@@ -190,7 +190,7 @@ def _adds(
     ratio = (found - first) / push
     return bool(ratio.abs().min() > 0.05 and ratio.std() < 0.01 * ratio.abs().mean())
 
-# %% ../nbs/features.ipynb #07a03890
+# %% ../nbs/features.ipynb #5f7f4f0e
 class _ReplayLayer:
     "Lets one use of a layer answer what it has answered before."
     def __init__(self, model: nn.Module, at: int, output: Tensor):
@@ -204,7 +204,7 @@ class _ReplayLayer:
     def __exit__(self, *_):
         for handle in self.handles: handle.remove()
 
-# %% ../nbs/features.ipynb #2a0de7cd
+# %% ../nbs/features.ipynb #51090526
 def find_hidden(
     model: nn.Module,
     run: Callable[[Tensor], Tensor],  # images to outputs [B, N], using `model`
@@ -286,7 +286,7 @@ class FeatureTap:
         new.kept, new.given = {}, {}
         return new
 
-# %% ../nbs/features.ipynb #e634f78c
+# %% ../nbs/features.ipynb #139155e7
 class LayerTap(FeatureTap):
     "A tap at the input or the output of a layer."
     def __init__(self, module: nn.Module, axes: tuple[int, ...] | None = None, batch: int = 0):
@@ -298,7 +298,7 @@ class LayerTap(FeatureTap):
 
     def _at_output(self, module, inputs, output) -> Tensor: return self.pass_on(output)
 
-# %% ../nbs/features.ipynb #1c0ce447
+# %% ../nbs/features.ipynb #40f71178
 class _Tapping(_Products):
     "A pass in which the data of one product go through a tap."
     def __init__(self, tap: "ProductTap"):
@@ -320,7 +320,7 @@ class ProductTap(FeatureTap):
 
     def around(self): return _Tapping(self)
 
-# %% ../nbs/features.ipynb #37de62c0
+# %% ../nbs/features.ipynb #7fb38336
 class TapPoint(nn.Identity):
     "A place for a hook in a graph."
 
@@ -381,7 +381,7 @@ def _calls_of(model: nn.Module, run: Callable[[], Any], name: str) -> list[Layer
         if node is not None: return layer_calls(model, run, {f"{before}.{_add_tap_point(graph, node)}".strip(".")})
     return []
 
-# %% ../nbs/features.ipynb #943a5c78
+# %% ../nbs/features.ipynb #e98d2f8d
 class Place(NamedTuple):
     "Where the features of a classifier are."
     tap: FeatureTap | None  # None: the logits are the features

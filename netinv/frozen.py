@@ -22,8 +22,8 @@ from .copies import check_apart, drop_watching_hooks, frozen_copy, named_hooks, 
 from .device import undisturbed
 from .features import tap_features
 from netinv.outputs import (
-    CannotRun, as_rows, check_logits, check_preprocess, class_logits, entries, find_logits, first_line, pick_entry,
-    preprocess_steps, run_classifier, run_steps, squash_of, try_classifier,
+    CannotRun, as_rows, check_logits, check_preprocess, class_logits, entries, find_logits, first_line,
+    made_by_logarithm, pick_entry, preprocess_steps, run_classifier, run_steps, squash_of, try_classifier,
 )
 from .squash import _same, layer_calls, take_off_squash
 
@@ -42,7 +42,7 @@ def probe_images(
 def check_gradient(
     classifier: Callable[[Tensor], Tensor],
     images: Tensor,  # [B, C, H, W]
-) -> str | None:     # the squash that makes the logits, as far as it shows: "softmax" or "sigmoid"
+) -> tuple[str | None, bool]:  # what squashes the logits, as far as it shows; whether a logarithm makes them
     "A `ValueError` if no gradient gets from the logits to the images."
     with torch.enable_grad():
         images = images.clone().requires_grad_()
@@ -58,7 +58,7 @@ def check_gradient(
         advice = ("look for no_grad, detach, rounding, NumPy, weights of zero or a saturated softmax "
                   "in the classifier and in preprocess")
         raise ValueError(f"no gradient gets from the classifier's logits to the images: {advice}")
-    return squash_of(logits)
+    return squash_of(logits), made_by_logarithm(logits)
 
 # %% ../nbs/frozen.ipynb #08283c2d
 def writes_into(
@@ -206,14 +206,13 @@ class FrozenClassifier:
         steps = [frozen_copy(step, self.device) if isinstance(step, nn.Module) else step for step in steps]
         self.preprocess = partial(run_steps, steps) if len(steps) > 1 else steps[0] if steps else None
         self.layout = self.in_place = self.alone = self.tap = None  # not known yet; `alone` until `head` is used
-        self.thrifty = False  # whether it checkpoints in a way that inversion cannot use
+        self.thrifty = self.exact = False  # whether it checkpoints in the older way; needs float32 under autocast
         probe, warned = probe_images(self.shape, self.device), []
         with borrowed_rng(None, self.device), torch.no_grad():
             check_preprocess(steps, probe.clone())
             self._adopt(model, probe, output, n_classes)
             outputs = self._examine(probe, n_classes, warned)
-            self._tap(probe, features, n_classes, warned)
-            logits, _ = self(probe)
+            logits = self._tap(probe, features, n_classes, warned)
         self.n_classes, self.classes = logits.shape[1], class_names(classes, logits.shape[1])
         never = outputs == (0 if self.by_formula else -math.inf)
         self.unreachable = never.all(0).nonzero().flatten().tolist() if outputs.shape[1] > 1 else []
@@ -242,7 +241,8 @@ def _forward(self: FrozenClassifier, images: Tensor) -> Tensor:
     "The model's own outputs [B, N] for images, or [B, 1]."
     if self.in_place: images = images.clone()
     if self.layout: images = images.contiguous(memory_format=self.layout)
-    with without_checkpoints() if self.thrifty else nullcontext(), self.tap.around() if self.tap else nullcontext():
+    with without_checkpoints() if self.thrifty else nullcontext(), self.tap.around() if self.tap else nullcontext(), \
+            torch.autocast(self.device.type, enabled=False) if self.exact else nullcontext():
         returned = self._prepared(images)
     if not isinstance(returned, Tensor): returned = entries(returned)[self.entry]
     return returned if returned.ndim == 2 else as_rows(returned, len(images))
@@ -266,8 +266,8 @@ def _adopt(
         self.model = frozen_copy(model, self.device, as_is, self.notes)
         given = self.preprocess(probe.clone()) if self.preprocess else probe.clone()
         try:
-            check_apart(model, lambda: try_classifier(self.model, given), self.model)
-            self.entry = self._find_entry(probe, output, n_classes)
+            returned = check_apart(model, lambda: try_classifier(self.model, given), self.model)
+            self.entry = self._find_entry(returned, probe, output, n_classes)
             self.in_place = writes_into(self._forward, probe)
             return
         except CannotRun as e: failed = e
@@ -276,18 +276,19 @@ def _adopt(
     raise failed
 
 @patch
-def _find_entry(self: FrozenClassifier, probe: Tensor, output: str | int | None, n_classes: int | None) -> str:
-    "The name of the logits among what the model returns; a note says which entry was taken."
-    seen = []
-    def run(): seen.append(try_classifier(self._prepared, probe.clone()))
-    run()
-    if output is not None: name = pick_entry(seen[0], output, len(probe))
+def _find_entry(
+    self: FrozenClassifier, returned: Any, probe: Tensor, output: str | int | None, n_classes: int | None
+) -> str:
+    "The name of the logits among what the model has returned; a note says which entry was taken."
+    if output is not None: name = pick_entry(returned, output, len(probe))
+    elif isinstance(returned, Tensor): name = find_logits(returned, len(probe), n_classes)
     else:
-        calls = () if isinstance(seen[0], Tensor) else layer_calls(self.model, run)
-        name = find_logits(seen[-1], len(probe), n_classes, calls)
-    if not isinstance(seen[0], Tensor):
-        entry = f"entry {name!r} {list(entries(seen[0])[name].shape)}"
-        self.notes.append(f"the model returns a {type(seen[0]).__name__}: its {entry} is taken for the logits")
+        seen = []
+        calls = layer_calls(self.model, lambda: seen.append(self._prepared(probe.clone())))
+        name = find_logits(seen[0], len(probe), n_classes, calls)
+    if not isinstance(returned, Tensor):
+        entry = f"entry {name!r} {list(entries(returned)[name].shape)}"
+        self.notes.append(f"the model returns a {type(returned).__name__}: its {entry} is taken for the logits")
     return name
 
 # %% ../nbs/frozen.ipynb #7585e322
@@ -305,7 +306,7 @@ def _examine(
     check_outputs(self.model, outputs, n_classes)
     taken_off = take_off_squash(self.model, run) if outputs.abs().max() < 1.01 else None  # larger numbers are logits
     if taken_off: outputs = run()
-    left = self._check_gradient(probe)
+    left, logarithm = self._check_gradient(probe)
     self.layout = torch.contiguous_format
     if fickle := fickleness(self._forward, probe, outputs): warned.append(fickle)
     if not fickle or "random" not in fickle:
@@ -313,6 +314,7 @@ def _examine(
         self.layout = None
         ask = lambda layout: run_classifier(self._forward, probe.contiguous(memory_format=layout))
         self.layout = lay_channels_last(self.model, ask, outputs)
+    self.exact = left is not None and not taken_off or logarithm  # a rounded probability may be 1
     self.ends_with, self.by_formula = taken_off or left, left is not None and not taken_off  # by formula: still does
     self.from_probabilities = self.ends_with is not None
     self._note_outputs(outputs.shape[1], warned)
@@ -321,7 +323,7 @@ def _examine(
     return outputs
 
 @patch
-def _check_gradient(self: FrozenClassifier, probe: Tensor) -> str | None:
+def _check_gradient(self: FrozenClassifier, probe: Tensor) -> tuple[str | None, bool]:
     "The squash that is left; checkpoints that get in the way of gradients are gone afterwards."
     try: return check_gradient(self._forward, probe)
     except ValueError as e:
@@ -349,7 +351,7 @@ def _tap(
     features: str | None,   # name of a layer
     n_classes: int | None,
     warned: list[str],
-) -> None:
+) -> Tensor:                # [8, N] logits
     "Find the features, and say what is unusual about them."
     def run(images: Tensor) -> Tensor:
         with borrowed_rng(0, probe.device): return self._logits(images)
@@ -364,6 +366,7 @@ def _tap(
     elif place.note: self.notes.append(place.note)
     if self.feature_dim == 1:
         warned.append(f"the features ({place.words}) are one number for an image: name a wider layer, features=...")
+    return logits
 
 # %% ../nbs/frozen.ipynb #0b91c2db
 @patch

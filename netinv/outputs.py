@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['PIXELS', 'SQUASHES', 'Normaliser', 'normaliser', 'preprocess_steps', 'run_steps', 'check_preprocess', 'first_line',
-           'are_probabilities', 'as_logits', 'sigmoid_logits', 'made_by_sigmoid', 'squash_of', 'class_logits',
-           'entries', 'as_rows', 'find_logits', 'pick_entry', 'CannotRun', 'try_classifier', 'run_classifier',
-           'check_logits', 'class_labels']
+           'are_probabilities', 'as_logits', 'sigmoid_logits', 'made_by_sigmoid', 'made_by_logarithm', 'squash_of',
+           'class_logits', 'entries', 'as_rows', 'find_logits', 'pick_entry', 'CannotRun', 'try_classifier',
+           'run_classifier', 'check_logits', 'class_labels']
 
-# %% ../nbs/outputs.ipynb #58af3a51
+# %% ../nbs/outputs.ipynb #de730677
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-# %% ../nbs/outputs.ipynb #23501922
+# %% ../nbs/outputs.ipynb #303e4403
 class Normaliser(nn.Module):
     "Subtracts a mean and divides by a standard deviation, both [C, 1, 1] or [1, 1, 1]."
     def __init__(self, mean: Tensor, std: Tensor):
@@ -47,7 +47,7 @@ def normaliser(
     if (found["std"] <= 0).any(): raise ValueError("std must be above zero")
     return Normaliser(**found)
 
-# %% ../nbs/outputs.ipynb #305979d1
+# %% ../nbs/outputs.ipynb #a589791e
 PIXELS = {"0..1": None, "0..255": (0.0, 1 / 255), "-1..1": (0.5, 0.5)}  # as mean and standard deviation
 
 def preprocess_steps(
@@ -65,7 +65,7 @@ def preprocess_steps(
         return [*steps, *filter(None, [normaliser(*preprocess, channels)])]
     raise ValueError(f"preprocess is {preprocess!r}: expected a function of images in [0, 1], or a pair (mean, std)")
 
-# %% ../nbs/outputs.ipynb #f280c8b4
+# %% ../nbs/outputs.ipynb #06691c5d
 def run_steps(
     steps: list[Callable[[Tensor], Tensor]],
     images: Tensor,  # [B, C, H, W] float in [0, 1]
@@ -135,6 +135,17 @@ def made_by_sigmoid(
     while type(node).__name__.startswith(_MOVES): node = node.next_functions[0][0]
     return type(node).__name__ == "SigmoidBackward0"
 
+def made_by_logarithm(
+    outputs: Tensor,  # with a graph
+) -> bool:
+    "Whether logarithms are among the last few operations, as in a formula that makes logits of probabilities."
+    nodes = [outputs.grad_fn]
+    for _ in range(4):
+        names = [type(node).__name__ for node in nodes]
+        if any(name.startswith(("LogBackward", "LogitBackward", "Log1pBackward")) for name in names): return True
+        nodes = [before for node in nodes if node is not None for before, _ in node.next_functions]
+    return False
+
 def squash_of(
     outputs: Tensor,  # [B, N], with a graph
 ) -> str | None:      # "softmax", "sigmoid" or None
@@ -142,7 +153,7 @@ def squash_of(
     if outputs.shape[1] > 1 and are_probabilities(outputs): return "softmax"
     return "sigmoid" if made_by_sigmoid(outputs) else None
 
-# %% ../nbs/outputs.ipynb #d13a00b0
+# %% ../nbs/outputs.ipynb #a71e3d11
 def class_logits(
     outputs: Tensor,      # [B, N], or [B, 1] for two classes
     squash: str | None,   # what is to be undone: "softmax", "sigmoid" or None
@@ -151,7 +162,7 @@ def class_logits(
     if squash: outputs = SQUASHES[squash][1](outputs)
     return torch.cat([torch.zeros_like(outputs), outputs], 1) if outputs.shape[1] == 1 else outputs
 
-# %% ../nbs/outputs.ipynb #7e437ba2
+# %% ../nbs/outputs.ipynb #b197c4a4
 def entries(
     output: Any,        # what a model returned
     before: str = "",   # the name so far
@@ -167,7 +178,7 @@ def entries(
     named = [entries(part, f"{before}.{name}" if before else str(name), depth - 1) for name, part in parts]
     return {name: tensor for found in named for name, tensor in found.items()}
 
-# %% ../nbs/outputs.ipynb #bb583a7e
+# %% ../nbs/outputs.ipynb #58ddcdb6
 def as_rows(
     tensor: Tensor,
     n: int,           # images
@@ -179,7 +190,7 @@ def as_rows(
         return tensor.reshape(n, -1)
     return tensor[None] if n == 1 and tensor.ndim == 1 else None  # a squeeze has taken the batch away, too
 
-# %% ../nbs/outputs.ipynb #3e1eccce
+# %% ../nbs/outputs.ipynb #a5121edf
 def _less_likely(
     found: dict[str, Tensor],  # [n, N], by name
     calls: Sequence,           # uses of layers, see `layer_calls`
@@ -199,7 +210,7 @@ def _equal(a: Any, b: Tensor) -> bool:
     "Whether something is a tensor with the same numbers."
     return isinstance(a, Tensor) and a.numel() == b.numel() and torch.equal(a.reshape(b.shape), b)
 
-# %% ../nbs/outputs.ipynb #7f46d24c
+# %% ../nbs/outputs.ipynb #7440c6ac
 def find_logits(
     output: Any,                    # what a model returned
     n: int,                         # for how many images
@@ -220,7 +231,7 @@ def find_logits(
         if len(choice) == 1: return choice[0]
     raise ValueError(_unclear(output, n, list(found)))
 
-# %% ../nbs/outputs.ipynb #63c6c8eb
+# %% ../nbs/outputs.ipynb #d5755a1c
 def _unclear(
     output: Any,
     n: int,             # images
@@ -233,7 +244,7 @@ def _unclear(
     advice = f"choose one, such as output={found[0]!r}" if found else "wrap it in a module that returns logits alone"
     return f"classifier returned a {kind}, {expected}, and in it {shapes}: {advice}"
 
-# %% ../nbs/outputs.ipynb #7e78021f
+# %% ../nbs/outputs.ipynb #c1fd6eae
 def pick_entry(
     output: Any,
     wanted: str | int,   # name or place of an entry
@@ -253,9 +264,10 @@ def pick_entry(
                          f"expected logits [{n}, N]: " + _unclear(output, n, []))
     return name
 
-# %% ../nbs/outputs.ipynb #311f5d3b
+# %% ../nbs/outputs.ipynb #da9a585f
 _CAUSES = {
     r"missing \d+ required positional arguments?: (.+)": "its forward also wants {0}, wrap it in one that gives that",
+    r"Guard failed|size\(\)\[0\]": "it was exported for another size of batch or image, use dynamic_shapes",
     r"more than 1 value per channel": "batch norm learns from two images or more, give a larger batch_size",
     r"expected input\[.*\] to have (\d+) channels, but got (\d+)": "it takes {0} channels, not {1}: check shape",
     r"same dtype|scalar type|Input type \(\w+\) and": "its numbers and the images have different precision, call "
@@ -274,7 +286,7 @@ def _advice(error: Exception, images: Tensor) -> str:
         if match := re.search(pattern, str(error)): return advice.format(*match.groups())
     return f"see whether it runs alone, model(torch.zeros({', '.join(map(str, images.shape))}))"
 
-# %% ../nbs/outputs.ipynb #3607c4a1
+# %% ../nbs/outputs.ipynb #65fae559
 class CannotRun(ValueError):
     "A classifier that fails on images, with the reason."
 
@@ -289,7 +301,7 @@ def try_classifier(
         why = f"classifier cannot run on images {list(images.shape)} ({first_line(e)})"
         raise CannotRun(f"{why}: {_advice(e, images)}") from e
 
-# %% ../nbs/outputs.ipynb #960b7eac
+# %% ../nbs/outputs.ipynb #94e17dd3
 def run_classifier(
     classifier: Callable[[Tensor], Any],
     images: Tensor,                # [B, C, H, W]
@@ -313,7 +325,7 @@ def check_logits(
     if logits.amax(1).isinf().any():
         raise ValueError("classifier returned an infinite largest logit for an image in [0, 1]: check its weights")
 
-# %% ../nbs/outputs.ipynb #cb7b680d
+# %% ../nbs/outputs.ipynb #077ab16d
 def class_labels(
     labels: Tensor | Iterable[int],  # [n] or [n, 1] whole numbers
     n_classes: int,                  # N
