@@ -177,14 +177,16 @@ _torchvision_library = []  # the operators vanish with the object that defined t
 
 # %% ../nbs/device.ipynb #d4caa550
 def mend_torchvision() -> bool:  # whether operators were defined
-    "Define torchvision's two missing operators where its compiled part cannot be loaded (runs on import of netinv)."
-    if torch.version.cuda or torch.version.hip or "torchvision" in sys.modules: return False
+    "Define torchvision's two missing operators where its compiled part cannot be loaded (runs on import of PyTorch)."
+    there = sys.modules.get("torchvision")
+    if there and not getattr(there.__spec__, "_initializing", False): return False  # it has been imported
+    if torch.version.cuda or torch.version.hip: return False
     package = find_spec("torchvision")
     if package is None or hasattr(torch.ops.torchvision, "nms"): return False
     compiled = PathFinder.find_spec("_C", list(package.submodule_search_locations or ()))
     try:
         torch.ops.load_library(compiled.origin)
-    except (AttributeError, OSError):  # AttributeError: there is no compiled part at all
+    except Exception:  # AttributeError: there is no such part; an error here would stop every import of PyTorch
         library = torch.library.Library("torchvision", "FRAGMENT")
         for name in ("nms", "qnms"):
             library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")

@@ -416,7 +416,7 @@ def _lets_one_do(self: FrozenClassifier) -> bool:
         for alone in (True, False):
             try: found = self._tail(features, alone)
             except Exception: continue  # whatever a network says to a batch that changes its size on the way
-            if _same(found, logits): return alone
+            if found.shape == logits.shape and _same(found, logits): return alone
     advice = "give a later layer as features"
     raise ValueError(f"the logits depend on more than the features ({self.feature_layer}): {advice}")
 

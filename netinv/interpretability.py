@@ -26,7 +26,7 @@ from torch import Tensor
 from .data import image_grid, to_float
 from .files import write_atomic
 from .frozen import FrozenClassifier
-from .metrics import Samples, check_features
+from .metrics import Samples, as_tensor, check_features, check_labels, check_sets
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -46,7 +46,10 @@ class Plane:
         features: Tensor,  # [n, D], any dtype and device
     ) -> Tensor:           # [n, 2] float64 on the CPU
         "Coordinates in the plane."
-        return (features.detach().cpu().double() - self.centre) @ self.rows.mT
+        x = as_tensor(features, "features").cpu().double()
+        if x.ndim != 2 or x.shape[1] != len(self.centre):
+            raise ValueError(f"features are {list(x.shape)}: the plane lies in a space of {len(self.centre)}")
+        return (x - self.centre) @ self.rows.mT
 
     def lift(
         self,
@@ -77,7 +80,7 @@ def explained(
     features: Tensor,  # [n, D]
 ) -> float:            # in [0, 1]
     "The share of the variance of `features` that lies along the plane."
-    x = features.detach().cpu().double()
+    x = check_features(features, least=2, vary=True)
     x, basis = x - x.mean(0), torch.linalg.qr(self.axes.mT).Q
     return ((x @ basis).square().sum() / x.square().sum()).item()
 
@@ -97,14 +100,16 @@ def class_features(
     classes: list[int] | None,  # None: all classes that `labels` has
 ) -> tuple[Tensor, Tensor]:     # [m, D] float64 and [m] int64, on the CPU
     "Features and labels of some classes; a `ValueError` for fewer than two classes or a class without samples."
-    labels = labels.cpu()
+    features, labels = as_tensor(features, "features").cpu(), check_labels(labels).cpu()
+    if len(labels) != len(features):
+        raise ValueError(f"{len(labels)} labels for {len(features)} rows of features: give one label for each")
     classes = labels.unique().tolist() if classes is None else classes
     missing = [k for k in classes if not (labels == k).any()]
     if missing: raise ValueError(f"classes {missing} have no samples: choose among {labels.unique().tolist()}")
     if len(set(classes)) < 2:
         raise ValueError(f"discriminants need two classes or more, got {classes}: use pca_plane for one")
     chosen = torch.isin(labels, torch.tensor(classes))
-    return check_features(features[chosen.to(features.device)], 2 * len(classes), wide=2, vary=True), labels[chosen]
+    return check_features(features[chosen], 2 * len(classes), wide=2, vary=True), labels[chosen]
 
 # %% ../nbs/interpretability.ipynb #67a6fdea
 def second_axis(
@@ -223,9 +228,10 @@ def plot_plane(
     import matplotlib.pyplot as plt
     import seaborn as sns
 
+    check_sets(sets, "sets")
     ax = ax or plt.subplots(figsize=(6.5, 5), dpi=80)[1]
     features = torch.cat([s.features.cpu() for s in sets.values()])
-    names = classes or [str(k) for k in range(classifier.n_classes)]
+    names = classes or classifier.classes
     colours = class_colours(classifier.n_classes)
     draw_decisions(ax, decision_map(classifier, plane, features, resolution=resolution), colours)
     sns.scatterplot(
@@ -278,6 +284,7 @@ def describe_images(
     "What is known of every image, as text."
     import pandas as pd
 
+    check_sets(sets, "sets")
     def table(name: str, s: Samples) -> "DataFrame":
         names = classes or [str(k) for k in range(s.probs.shape[1])]
         confidence, answer = s.probs.cpu().max(1)
@@ -301,7 +308,8 @@ def check_dots(
     for column in columns:
         if column not in about:
             raise ValueError(f"there is no column {column!r}: choose among {', '.join(about.columns)}")
-    if not points.isfinite().all(): raise ValueError("points hold NaN or infinity: leave those images out")
+    if bad := int((~points.isfinite()).any(1).sum()):
+        raise ValueError(f"{bad} of {len(points)} points hold NaN or infinity: leave those images out")
 
 # %% ../nbs/interpretability.ipynb #cbad6ad3
 def colour_groups(
@@ -338,6 +346,7 @@ class HoverScatter:
         title: str = "",
         side: int = 64,       # longest side of a kept image in pixels
     ):
+        points, images = as_tensor(points, "points").cpu(), as_tensor(images, "images")
         check_dots(points, images, about, [colour, shape] if shape else [colour])
         texts = about.astype(str)
         groups, kinds = colour_groups(texts[colour], classes), form_groups(texts[shape]) if shape else [""]
@@ -441,6 +450,7 @@ def count_clusters(
     "The number of groups that the directions of features fall into; a `ValueError` for fewer than 20 samples."
     if method not in ("silhouette", "hdbscan"):
         raise ValueError(f"method is {method!r}: expected 'silhouette' or 'hdbscan'")
+    features = as_tensor(features, "features")
     if len(features) >= 20 and (features == features[0]).all(): return 1  # a single point
     z = direction_components(features)
     return count_by_silhouette(z, most, draws, seed) if method == "silhouette" else count_by_density(z)
@@ -455,6 +465,7 @@ def cluster_table(
     "How many clusters the features of each class fall into."
     import pandas as pd
 
+    check_sets(sets, "sets")
     found = {}
     for name, s in sets.items():
         for k in s.labels.unique().tolist():

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from .losses import cosine_loss
-from .samples import Samples
+from .samples import Samples, as_tensor, check_labels, check_samples, check_sets
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -27,7 +27,8 @@ if TYPE_CHECKING:
 def intended_labels(
     samples: Samples,  # of any number of images
 ) -> Tensor:           # [n] int64 on the CPU
-    "Labels of `samples`; raises ValueError if they are missing, too few or outside 0..N-1."
+    "Labels of `samples`; raises ValueError if they are missing, too few or outside 0..N-1, or if an answer is NaN."
+    check_samples(samples, "samples")
     n, n_classes = samples.probs.shape
     labels = samples.labels
     if labels is None or len(labels) != n or (n and not 0 <= labels.min() <= labels.max() < n_classes):
@@ -35,6 +36,9 @@ def intended_labels(
         came = "none" if none else f"{len(labels)} in {int(labels.min())}..{int(labels.max())}"
         raise ValueError(f"samples need {n} labels in 0..{n_classes - 1} but came with {came}; "
                          "give the intended class of each image")
+    if bad := int(samples.probs.isnan().any(1).sum()):
+        raise ValueError(f"the classifier answers NaN to {bad} of {n} samples: leave those out, "
+                         "or look for what made them")
     return labels.cpu()
 
 # %% ../nbs/metrics.ipynb #cdee91ae
@@ -70,21 +74,22 @@ def confidence(
 
 # %% ../nbs/metrics.ipynb #2fe6f4e7
 def check_features(
-    features: Tensor,    # [n, D], any dtype and device
+    features: Tensor,    # [n, D], any dtype and device, or an array
     least: int = 1,      # how many rows are needed
     wide: int = 1,       # how many features are needed
     vary: bool = False,  # whether rows that are all the same are refused
+    what: str = "features",  # how the caller names them
 ) -> Tensor:             # [n, D] float64 on the CPU, without gradients
     "Features to compute with; raises ValueError for too few, for NaN or infinity, and on demand for rows all alike."
-    x = torch.as_tensor(features).detach().cpu().double()
-    if x.ndim != 2: raise ValueError(f"features are {list(x.shape)}: expected one row for each image, [n, D]")
-    if x.shape[1] < wide: raise ValueError(f"features of {x.shape[1]} numbers are too short: give at least {wide}")
+    x = as_tensor(features, what).cpu().double()
+    if x.ndim != 2: raise ValueError(f"{what} are {list(x.shape)}: expected one row for each image, [n, D]")
+    if x.shape[1] < wide: raise ValueError(f"{what} of {x.shape[1]} numbers are too short: give at least {wide}")
     if len(x) < least: raise ValueError(f"{len(x)} samples are too few: give at least {least}")
     if bad := int((~x.isfinite()).any(1).sum()):
-        raise ValueError(f"{bad} of {len(x)} rows of features hold NaN or infinity: leave those images out, "
+        raise ValueError(f"{bad} of {len(x)} rows of {what} hold NaN or infinity: leave those images out, "
                          "or look for what made them")
     if vary and (x == x[0]).all():
-        raise ValueError("all rows of features are the same: there is nothing to tell apart; "
+        raise ValueError(f"all rows of {what} are the same: there is nothing to tell apart; "
                          "give other images, or another layer as features")
     return x
 
@@ -93,7 +98,8 @@ def directions(
     x: Tensor,  # [n, ...] features or images, n >= 1, any dtype
 ) -> Tensor:    # [n, D + 1] float64 on the CPU, every row of length one
     "Rows of `x` scaled to length one, as `check_features` lets them pass; rows of zeros share an axis of their own."
-    rows = check_features(torch.as_tensor(x).flatten(1))
+    x = as_tensor(x, "features")
+    rows = check_features(x.flatten(1) if x.ndim > 2 else x)
     length = rows.norm(dim=1, keepdim=True)
     empty = length == 0
     return torch.cat([rows / length.masked_fill(empty, 1), empty.double()], dim=1)
@@ -189,7 +195,11 @@ def manifold_scores(
 ) -> dict:         # precision, recall, coverage in [0, 1] and density >= 0
     "Precision, recall, density, coverage of all `fake` rows (Naeem et al., 2020); raises ValueError for too few rows."
     from prdc import compute_prdc
-    real, fake = (check_features(torch.as_tensor(x).flatten(1)).numpy() for x in (real, fake))
+    real, fake = (as_tensor(x, "features") for x in (real, fake))
+    real, fake = (check_features(x.flatten(1) if x.ndim > 2 else x).numpy() for x in (real, fake))
+    if real.shape[1] != fake.shape[1]:
+        raise ValueError(f"real features have {real.shape[1]} numbers and generated ones {fake.shape[1]}: "
+                         "look at both with the same classifier")
     if k < 1 or min(len(real), len(fake)) < k + 2:
         raise ValueError(f"prdc with k={k} needs k >= 1 and at least k + 2 rows on either side but got {len(real)} "
                          f"real and {len(fake)} generated; use more samples or a smaller k")
@@ -222,12 +232,14 @@ def prdc(
 ) -> "dict | DataFrame":  # precision, recall, coverage in [0, 1], density >= 0; with labels by class and "all"
     "Precision, recall, density, coverage (Naeem et al., 2020); raises ValueError for too few rows or half the labels."
     if real_labels is None and fake_labels is None: return manifold_scores(real, fake, k)
+    given = {"real": real_labels, "fake": fake_labels}
     if real_labels is None or fake_labels is None or (len(real_labels), len(fake_labels)) != (len(real), len(fake)):
         raise ValueError("prdc by class needs one label for each real and each generated row; "
                          "give real_labels [n] and fake_labels [m], or neither")
-    n_classes = int(max(real_labels.max(), fake_labels.max())) + 1
-    groups = [[torch.where(labels.cpu() == c)[0] for c in range(n_classes)] for labels in (real_labels, fake_labels)]
-    return group_prdc(real.cpu(), fake.cpu(), *groups, k)
+    both = [check_labels(labels, what=f"{name}_labels").cpu() for name, labels in given.items()]
+    n_classes = max((int(labels.max()) + 1 for labels in both if len(labels)), default=0)
+    groups = [[torch.where(labels == c)[0] for c in range(n_classes)] for labels in both]
+    return group_prdc(*(as_tensor(x, "features").cpu() for x in (real, fake)), *groups, k)
 
 # %% ../nbs/metrics.ipynb #d460d45e
 def report_column(
@@ -255,10 +267,11 @@ def inversion_report(
 ) -> "DataFrame":            # index (metric, class) with class 0..N-1 or "all"; columns samples, real
     "Every metric of this chapter next to the value that as many real test images get."
     import pandas as pd
-    for name, given in (("samples", samples), ("real", real)):
-        if not isinstance(given, Samples):
-            raise ValueError(f"{name} is a {type(given).__name__}: give Samples, such as look(classifier, images, "
-                             "labels)")
+    for name, given in (("samples", samples), ("real", real)): check_samples(given, name)
+    sizes = [(part.probs.shape[1], part.features.shape[1]) for part in (samples, real)]
+    if sizes[0] != sizes[1]:
+        raise ValueError(f"samples have {sizes[0][0]} classes and {sizes[0][1]} features, real ones {sizes[1][0]} and "
+                         f"{sizes[1][1]}: look at both with the same classifier")
     labels, n_classes, features = intended_labels(samples), samples.probs.shape[1], real.features.cpu()
     n_fake, n_real = (torch.bincount(l, minlength=n_classes) for l in (labels, intended_labels(real)))
     counts = torch.minimum(n_fake, n_real // 2).clamp(max=n_per_class).tolist()

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from .device import undisturbed
 from .frozen import FrozenClassifier
-from .metrics import Samples, check_features
+from .metrics import Samples, as_tensor, check_features, check_sets
 from .runs import load_network, save_network
 
 if TYPE_CHECKING:
@@ -65,7 +65,10 @@ class SparseAutoencoder(nn.Module):
 
     def standard(self, features: Tensor) -> Tensor:  # [n, D] float32, on the network's device
         "Features as the network sees them: centred, with a mean squared entry of one over the training images."
-        return (features.to(self.mean) - self.mean) / self.scale
+        features = as_tensor(features, "features").to(self.mean)
+        if features.ndim != 2 or features.shape[1] != len(self.mean):
+            raise ValueError(f"features are {list(features.shape)}: this autoencoder takes [n, {len(self.mean)}]")
+        return (features - self.mean) / self.scale
 
     def __repr__(self) -> str:
         sparse, sizes = f"k = {self.k}" if self.kind == "topk" else "L1", tuple(self.decoder.shape)
@@ -99,6 +102,21 @@ def forward(
     "The features, put together again from their latents."
     return self.encode(features) @ self.directions * self.scale + self.mean
 
+# %% ../nbs/sae.ipynb #84797a42
+def distinct_features(
+    features: Tensor,  # [n, D], n >= 2, any dtype and device
+) -> Tensor:           # [n, D] float32 on the CPU
+    "Features as an autoencoder sees them; a `ValueError` where float32 cannot hold them or tell them apart."
+    x = check_features(features, least=2, vary=True)
+    spread, largest = x.std(0, correction=0), x.abs().amax(0)
+    rounding = torch.finfo(torch.float32).eps * largest * (spread > 0)  # a constant has none that matters
+    apart, lost = (numbers.square().mean().sqrt().item() for numbers in (spread, rounding))
+    if largest.max() > 1e30 or apart < max(8 * lost, 1e-30):
+        found = f"features differ by {apart:.1e} and go up to {largest.max():.1e}"
+        raise ValueError(f"{found}, which float32 cannot tell apart: subtract their mean and scale them in float64, or "
+                         "give another layer as features")
+    return x.float()
+
 # %% ../nbs/sae.ipynb #85e67773
 def initial_sae(
     x: Tensor,           # [n, D] float32 features
@@ -115,7 +133,7 @@ def initial_sae(
         sae.encoder.weight.copy_(sae.decoder)
         sae.encoder.bias.zero_()
         sae.mean.copy_(x.mean(0))
-        sae.scale.copy_((x - x.mean(0)).square().mean().sqrt())
+        sae.scale.copy_((x - x.mean(0)).cpu().double().square().mean().sqrt())  # float32 squares underflow early
     return sae.to(x.device)
 
 # %% ../nbs/sae.ipynb #1e175785
@@ -165,7 +183,7 @@ def train_sae(
     from tqdm.auto import trange
 
     if steps < 1: raise ValueError(f"steps is {steps}: expected 1 or more")
-    x = check_features(features, least=2, vary=True).to(features.device, torch.float32)
+    x = distinct_features(features).to(getattr(features, "device", "cpu"))
     rng = torch.Generator(x.device).manual_seed(seed)
     sae = initial_sae(x, n_latents, kind, k, seed)
     x, unused = sae.standard(x), torch.zeros(n_latents, device=x.device)
@@ -191,7 +209,7 @@ def sae_report(
     "What an autoencoder keeps of the features, in the usual terms; a `ValueError` for features that will not do."
     import pandas as pd
 
-    x, labels = check_features(seen.features, least=2, vary=True).to(sae.mean), seen.labels.to(classifier.device)
+    x, labels = distinct_features(seen.features).to(sae.mean), seen.labels.to(classifier.device)
     z, back, mean = sae.encode(x), sae(x), sae.mean.expand_as(x)
     logits = [classifier.head(f.to(classifier.device)) for f in (x, back, mean)]
     whole, through, without = (F.cross_entropy(part, labels).item() for part in logits)
@@ -225,7 +243,7 @@ def latent_table(
     "What every latent fires for; `classes` are all that make up nine tenths of its activation, largest first."
     import pandas as pd
 
-    z = sae.encode(check_features(seen.features, least=2, vary=True).to(sae.mean)).cpu()
+    z = sae.encode(distinct_features(seen.features).to(sae.mean)).cpu()
     names = classes or [str(k) for k in range(seen.probs.shape[1])]
     sizes, order = class_shares(z, seen.labels.cpu(), len(names)).sort(1, descending=True)
     needed = (sizes.cumsum(1) < 0.9).sum(1) + 1
@@ -250,7 +268,7 @@ def top_images(
     "The images that make latents fire most; black where fewer images do."
     columns = []
     for s in sets:
-        z = sae.encode(s.features)[:, latents].cpu()  # [n, latents]
+        z = sae.encode(check_features(s.features))[:, latents].cpu()  # [n, latents]
         best = z.topk(min(per_latent, len(z)), 0)
         images = s.floats.cpu()
         found = images[best.indices] * (best.values > 0)[..., None, None, None]
@@ -305,7 +323,7 @@ def compare_latents(
     "Which latents the images of each class use; `differ most` gives rates of use, from real to inverted images."
     import pandas as pd
 
-    active = [(s.labels.cpu(), (sae.encode(s.features) > 0).cpu()) for s in (real, inverted)]
+    active = [(s.labels.cpu(), (sae.encode(check_features(s.features)) > 0).cpu()) for s in (real, inverted)]
     rows = {}
     for k in sorted(set(active[0][0].tolist()) & set(active[1][0].tolist())):
         a, b = (z[labels == k] for labels, z in active)
@@ -335,7 +353,7 @@ class AnomalyDetector:
         sae: SparseAutoencoder,
         known: Samples,  # training images, or others that count as normal; two or more
     ):
-        features = check_features(known.features, least=2, vary=True).to(sae.mean)
+        features = distinct_features(known.features).to(sae.mean)
         active = (sae.drive(features) > 0).double().cpu()
         self.sae, self.rates = sae, latent_rates(active, known.labels.cpu(), known.probs.shape[1])
         parts = self.parts(known)
@@ -347,10 +365,10 @@ class AnomalyDetector:
         seen: Samples,
     ) -> Tensor:  # [n, 2] float64 on the CPU
         "The two scores, error and pattern."
-        x = seen.features.to(self.sae.mean)
+        x, probs = check_features(seen.features).to(self.sae.mean), check_features(seen.probs, what="answers")
         left, whole = (x - self.sae(x)).square().sum(1), (x - self.sae.mean).square().sum(1)
         error = (left / whole.clamp(min=1e-12)).clamp(min=1e-12).log().double().cpu()
-        active, rates = (self.sae.drive(x) > 0).double().cpu(), self.rates[seen.probs.argmax(1).cpu()]
+        active, rates = (self.sae.drive(x) > 0).double().cpu(), self.rates[probs.argmax(1)]
         return torch.stack([error, -(active * rates.log() + (1 - active) * (1 - rates).log()).sum(1)], 1)
 
 # %% ../nbs/sae.ipynb #f526eb31
@@ -377,6 +395,7 @@ def anomaly_table(
     import pandas as pd
     from sklearn.metrics import roc_auc_score
 
+    check_sets(strange, "strange")
     calm = detector(normal)
     def row(s: Samples) -> dict[str, float]:
         scores, truth = detector(s), [0] * len(calm) + [1] * len(s)

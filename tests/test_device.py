@@ -1,6 +1,9 @@
 "netinv.device: what is picked where there is little to pick from, the mend of torchvision, and the number of threads."
+import os
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -21,6 +24,38 @@ def run(script: str) -> str:
 def test_torchvision_can_be_imported_after_netinv():
     script = "import sys, netinv.data; print('torchvision' in sys.modules); import torchvision.models; print('fine')"
     assert run(script).split() == ["False", "fine"]
+
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture
+def installed(tmp_path) -> Path:
+    "A folder that makes netinv's entry points known, as an installation does."
+    (point,) = re.findall(r'"torch.backends": \["(.*?)"\]', (ROOT / "setup.py").read_text())
+    info = tmp_path / "netinv-99.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: netinv\nVersion: 99\n")
+    (info / "entry_points.txt").write_text(f"[torch.backends]\n{point}\n")
+    return tmp_path
+
+
+def test_torchvision_can_be_imported_before_netinv(installed):
+    script = "import torchvision, torchvision.models, sys; print('netinv.data' in sys.modules); import netinv.data; print('fine')"
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(installed), str(ROOT)])}
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=environment, cwd=installed)
+    assert (done.returncode, done.stdout.split()) == (0, ["False", "fine"]), done.stderr
+
+
+def test_torchvision_can_be_imported_again_after_it_failed():
+    script = """
+import os, sys
+os.environ["TORCH_DEVICE_BACKEND_AUTOLOAD"] = "0"
+try: import torchvision
+except RuntimeError: pass  # where its compiled part cannot be loaded
+import netinv.data, torchvision.models
+print("fine")"""
+    assert run(script) == "fine"
 
 
 @pytest.mark.parametrize("loads, cuda, defined", [(True, None, False), (False, None, True), (False, "13.0", False)])

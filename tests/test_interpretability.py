@@ -245,3 +245,33 @@ def test_pointing_at_a_dot_shows_its_image(chromium, tmp_path: Path):
         page.goto((tmp_path / "plain.html").as_uri())
         assert page.locator("main > svg").bounding_box()["height"] > plot["height"]
         assert errors == [] and all(url.startswith(("file:", "data:")) for url in asked)
+
+
+# What people bring
+
+
+def test_planes_and_points_of_any_kind_of_numbers():
+    x, labels = groups()
+    plane, means = pca_plane(x), means_plane(x, labels)
+    for kind in (np.asarray, lambda t: t.double(), lambda t: t.tolist()):
+        assert torch.allclose(plane.project(kind(x)), plane.project(x)) and plane.explained(kind(x)) == plane.explained(x)
+        assert torch.allclose(pca_plane(kind(x)).axes, plane.axes)
+    for same in (labels[:, None], labels.numpy(), labels.tolist(), labels.float()):
+        assert torch.allclose(means_plane(x.numpy(), same).axes, means.axes)
+    assert count_clusters(x[labels == 0].numpy()) >= 1 and tsne_points(x.numpy()[:30], perplexity=np.float32(5))[0].shape == (30, 2)
+
+
+@pytest.mark.parametrize("call, says", [
+    (lambda x, y, c: means_plane(x, y[:5]), "5 labels for 90 rows of features"),
+    (lambda x, y, c: means_plane(x, y + 0.5), "labels must be whole numbers"),
+    (lambda x, y, c: pca_plane(x).project(x[:, :4]), "the plane lies in a space of 6"),
+    (lambda x, y, c: tsne_points(x[:7]), "7 samples are too few: give at least 8"),
+    (lambda x, y, c: tsne_points(x[:20]), "perplexity is 30: expected at least 1 and less than the 20 samples"),
+    (lambda x, y, c: tsne_points(x / 0), "90 of 90 rows of features hold NaN"),
+    (lambda x, y, c: plot_plane(c, pca_plane(x), x), "sets is a Tensor: give samples by name"),
+    (lambda x, y, c: describe_images([x]), "sets is a list: give samples by name"),
+    (lambda x, y, c: cluster_table({"real": x}), r"sets\['real'\] is a Tensor: give Samples"),
+    (lambda x, y, c: cluster_table({}), "sets is empty: give samples by name"),
+])  # fmt: skip
+def test_what_cannot_be_shown(linear: FrozenClassifier, call, says: str):
+    with pytest.raises(ValueError, match=says): call(*groups(), linear)

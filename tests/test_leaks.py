@@ -44,7 +44,7 @@ def test_frechet_distance_in_closed_form() -> None:
 
 def test_too_few_features_get_a_sentence() -> None:
     for wrong in (torch.rand(1, 3), torch.full((4, 3), math.nan)):
-        with pytest.raises(ValueError, match="two or more"): frechet_distance(wrong, torch.rand(5, 3))
+        with pytest.raises(ValueError, match="samples are too few: give at least 2|hold NaN or infinity"): frechet_distance(wrong, torch.rand(5, 3))
 
 
 def test_a_planted_leak_is_found_and_none_where_there_is_none(
@@ -87,3 +87,24 @@ def test_triplets_show_copies_beside_their_originals(digits: ImageData, unseen: 
     shown, originals, others = triplets(copies, digits.train, unseen, which="typical", columns=8).split(8)
     torch.testing.assert_close(shown, originals)
     assert not torch.equal(shown, others)
+
+
+@pytest.mark.parametrize("call, says", [
+    (lambda s, i: nearest(i[:, :, 1:], i), r"images are \[45, 1, 15, 16\] and others \[45, 1, 16, 16\]"),
+    (lambda s, i: nearest(i / 0, i), "45 of 45 images hold NaN or infinity"),
+    (lambda s, i: nearest(255 * i, i), "divide them by 255"), (lambda s, i: nearest(i[:0], i), "images are none"),
+    (lambda s, i: frechet_distance(i[:, 0, 0] / 0, i[:, 0, 0]), "45 of 45 rows of features hold NaN"),
+    (lambda s, i: frechet_distance(i[:, 0, 0, :4], i[:, 0, 0]), "features of 4 and of 16 numbers"),
+    (lambda s, i: reconstruction_report(i, s, s, judge=None), "samples is a Tensor: give Samples"),
+    (lambda s, i: reconstruction_report(Samples(i, s.labels, i[:, 0, 0], i[:, 0, 0]), i, s, judge=None), "train is a Tensor: give a"),
+])  # fmt: skip
+def test_what_cannot_be_compared(call, says: str) -> None:
+    images = torch.rand(45, 1, 16, 16, generator=torch.Generator().manual_seed(0))
+    with pytest.raises(ValueError, match=says): call(Split((255 * images).byte(), torch.arange(45) % 3), images)
+
+
+def test_bytes_and_arrays_are_compared_as_well() -> None:
+    images = torch.randint(0, 256, (9, 1, 16, 16), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    expected = nearest(to_float(images), to_float(images.roll(1, 0)))
+    for kind in (images, images.numpy(), to_float(images).double().numpy()):
+        for found, value in zip(nearest(kind, images.roll(1, 0)), expected): assert torch.allclose(found, value)

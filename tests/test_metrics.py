@@ -310,7 +310,7 @@ def test_report_with_few_images_and_an_absent_class(classifier):
 
 
 def test_report_with_real_labels_that_the_classifier_does_not_know(classifier):
-    with pytest.raises(ValueError, match=r"labels in 0\.\.2"):
+    with pytest.raises(ValueError, match=r"expected 0\.\.2"):
         inversion_report(make_samples([0, 1, 2]), see(classifier, make_split([0, 1, 3])))
 
 
@@ -340,3 +340,38 @@ def test_mnist_digits_differ_as_they_should(real_data):
     noise = torch.randint(0, 256, (140, 784), generator=torch.Generator().manual_seed(0))
     assert all(0.5 < value < 1.3 for value in prdc(sevens[:140], sevens[140:]).values())
     assert prdc(sevens[:140], noise)["precision"] == 0
+
+
+# What people bring
+
+
+def test_numbers_of_any_kind_have_the_same_scores() -> None:
+    x, labels = torch.rand(30, 6, generator=torch.Generator().manual_seed(0)), torch.arange(30) % 2
+    for kind in (np.asarray, lambda t: t.double(), lambda t: t.tolist(), list):
+        assert vendi_score(kind(x)) == pytest.approx(vendi_score(x), abs=1e-6)
+        assert prdc(kind(x[:20]), kind(x[10:]))["coverage"] == prdc(x[:20], x[10:])["coverage"]
+    kinds = (labels, labels[:, None], labels.numpy(), labels.tolist())
+    tables = [prdc(x, x, real_labels=some, fake_labels=labels) for some in kinds]
+    assert all(table.equals(tables[0]) for table in tables)
+
+
+def test_samples_of_arrays_are_samples_of_tensors() -> None:
+    probs = np.eye(3, dtype=np.float32)[[0, 1, 2, 1]]
+    made = Samples(np.zeros((4, 1, 8, 8), np.uint8), np.array([[0], [1], [2], [2]]), probs, np.random.rand(4, 5))
+    assert inversion_accuracy(made) == 0.75 and made.labels.shape == (4,) and len(made.of([1, 2])) == 3
+
+
+@pytest.mark.parametrize("call, says", [
+    (lambda s: inversion_report(s, s.images), "real is a Tensor: give Samples, such as look"),
+    (lambda s: inversion_accuracy(s.probs), "samples is a Tensor: give Samples"),
+    (lambda s: inversion_accuracy(replace(s, probs=s.probs / 0)), "answers NaN to 4 of 4 samples"),
+    (lambda s: inversion_report(s, replace(s, probs=torch.ones(4, 2))), "samples have 3 classes and 5 features, real ones 2"),
+    (lambda s: prdc(s.features, s.probs), "real features have 5 numbers and generated ones 3"),
+    (lambda s: prdc(s.features / 0, s.features), "4 of 4 rows of features hold NaN"),
+    (lambda s: vendi_score(s.features[0]), r"features are \[5\]: expected one row for each image"),
+    (lambda s: vendi_score([]), r"features are \[0\]: expected one row"),
+])  # fmt: skip
+def test_what_cannot_be_measured(call, says: str) -> None:
+    made = Samples(torch.zeros(4, 1, 8, 8), torch.arange(4) % 3, torch.eye(3)[[0, 1, 2, 0]] * 1.0, torch.rand(4, 5))
+    if "NaN to" in says: made.probs = made.probs * torch.nan
+    with pytest.raises(ValueError, match=says): call(made)

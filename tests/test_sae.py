@@ -202,3 +202,45 @@ def test_a_file_of_something_else_gets_a_sentence(tmp_path: Path):
 def test_bad_input_gets_a_sentence(call, says: str):
     with pytest.raises(ValueError, match=re.escape(says)):
         call()
+
+
+# What features may be
+
+
+def some_features(n: int = 40, d: int = 8) -> torch.Tensor:
+    return torch.rand(n, d, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+
+
+@pytest.mark.parametrize("features", [
+    1 + 1e-9 * some_features(), 1 + 1e-7 * some_features().float(), 1e6 + 1e-3 * some_features(), 1e-40 * some_features(),
+    1e35 * some_features(), 1e300 * some_features(), (5 + 1e-9 * some_features()).numpy(),
+])  # fmt: skip
+def test_features_that_float32_cannot_tell_apart_are_refused(features):
+    with pytest.raises(ValueError, match="which float32 cannot tell apart: subtract their mean and scale them"):
+        train_sae(features, n_latents=16, k=2, steps=2, **QUIET)
+
+
+@pytest.mark.parametrize("features", [
+    1e-12 * some_features(), 1e-25 * some_features().float(), 1e20 * some_features(), some_features() + 1000, some_features().half(),
+    some_features().bfloat16(), some_features().numpy(), list(some_features()), some_features().tolist(),
+    torch.cat([some_features(), torch.full((40, 3), 1e7)], 1), (255 * some_features()).byte(), some_features() > 0.5,
+])  # fmt: skip
+def test_features_of_any_kind_and_size_are_learnt_from(features):
+    sae = train_sae(features, n_latents=16, k=2, steps=3, **QUIET)
+    given = features if isinstance(features, torch.Tensor) else torch.as_tensor(np.asarray(features))
+    assert sae.scale > 0 and all(t.isfinite().all() for t in sae.state_dict().values())
+    assert sae(features).isfinite().all() and sae(features).shape == given.shape
+
+
+@pytest.mark.parametrize("features, says", [
+    (some_features()[:1], "1 samples are too few: give at least 2"), (some_features() / 0, "40 of 40 rows of features hold NaN"),
+    (torch.ones(9, 4), "all rows of features are the same"), (some_features()[:, 0], r"features are \[40\]: expected one row"),
+    ([[1.0, 2.0], [3.0]], "a list is no table of numbers"), ("features", "a str is no table of numbers"),
+])  # fmt: skip
+def test_features_that_nothing_can_be_learnt_from(features, says: str):
+    with pytest.raises(ValueError, match=says): train_sae(features, steps=2, **QUIET)
+
+
+def test_an_autoencoder_names_the_features_it_takes():
+    sae = train_sae(some_features(), n_latents=16, k=2, steps=2, **QUIET)
+    with pytest.raises(ValueError, match=r"features are \[40, 5\]: this autoencoder takes \[n, 8\]"): sae(some_features()[:, :5])
