@@ -21,7 +21,7 @@ from .data import ImageData, Split, to_float
 from .first_look import LEVELS, clouds, flops
 from .frozen import FrozenClassifier, borrowed_rng, check_frozen, probe_images
 from .outputs import preprocess_steps, run_steps
-from .runs import whole
+from .runs import whole_number
 from .samples import Samples, class_accuracy, look, outputs
 
 # %% ../nbs/checkup.ipynb #a743f1b2
@@ -329,7 +329,7 @@ def _signs_of_scores(
     elif low: signs.append(f"accuracy is at chance ({_percent(scores['accuracy'])})")
     k, share = scores["most"]
     if share > 0.9 and n_data > 1: signs.append(f"{_percent(share)} of all images are answered {_some([k], names)[6:]}")
-    elif scores["never"]: signs.append(f"never answered, although it occurs in the data: {_some(scores['never'], names)}")
+    elif lost := scores["never"]: signs.append(f"never answered, although it occurs in the data: {_some(lost, names)}")
     if scores["calibration_error"] > 0.15 and not low:
         how = "sure" if scores["confidence"] > scores["accuracy"] else "unsure"
         signs.append(f"the classifier is too {how}: mean confidence {_percent(scores['confidence'])} at an accuracy of "
@@ -418,11 +418,11 @@ def check_up(
 ) -> Checkup:
     "Look at a classifier, with data or without; a `ValueError` for data that it cannot take."
     check_frozen(classifier)
-    if (most := whole("images", images)) < 2: raise ValueError(f"images is {most}: expected 2 or more")
+    if (most := whole_number("images", images)) < 2: raise ValueError(f"images is {most}: expected 2 or more")
     found = _about(classifier, source)
     rows, signs = _rows_without_data(found), _signs_without_data(found)
     if data is None: return Checkup(found, rows, signs)
-    taken, labels, names, called = _pairs(data, most, whole("seed", seed))
+    taken, labels, names, called = _pairs(data, most, whole_number("seed", seed))
     x, n_data = _fitted(taken, classifier.shape, resize), len(names) if names else int(labels.max()) + 1
     if x.max() < 0.02: signs.append(f"no pixel of the data is above {x.max():.2g}: it was divided by 255 twice")
     by_name = _by_name(names, classifier.classes)

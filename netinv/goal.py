@@ -14,7 +14,7 @@ from fastcore.basics import patch
 from torch import Tensor
 
 from .losses import gram, unit_rows
-from .runs import whole
+from .runs import whole_number
 from .samples import Samples, class_accuracy
 
 # %% ../nbs/goal.ipynb #ec0bf009
@@ -83,7 +83,7 @@ def wanted_goal(
     until: float | None,
 ) -> Goal | None:
     "What a call of `fit` asks for; None where a number of steps is all; a `ValueError` for what cannot be."
-    if steps is not None and whole("steps", steps) < 0: raise ValueError(f"steps is {steps}: expected 0 or more")
+    if steps is not None and whole_number("steps", steps) < 0: raise ValueError(f"steps is {steps}: expected 0 or more")
     if until is not None and not 0 < until <= 1:
         raise ValueError(f"until is {until}: expected an accuracy above 0 and up to 1, such as 0.95")
     if steps is None: return Goal(0.95 if until is None else until, patience=300)

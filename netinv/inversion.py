@@ -19,7 +19,7 @@ from torch import Tensor
 
 from .loop import Generator, Loop, variety
 from .objective import Inversion, Objective, build_objective
-from .runs import Run, fingerprint, load_network, plain, read_config, whole, write_run
+from .runs import Run, fingerprint, load_network, plain, read_config, whole_number, write_run
 from .samples import FrozenClassifier, Samples, check_frozen, class_accuracy, extremes
 
 # %% ../nbs/inversion.ipynb #00836fb7
@@ -122,7 +122,7 @@ def summary(
 # %% ../nbs/inversion.ipynb #cf2043d7
 def check_bounds(samples=None, max_mb=64.0, max_classes=40) -> tuple[int | None, float, int]:
     "The bounds of `save` as plain numbers; a `ValueError` for what cannot be."
-    samples, max_classes = samples and whole("samples", samples), whole("max_classes", max_classes)
+    samples, max_classes = samples and whole_number("samples", samples), whole_number("max_classes", max_classes)
     max_mb = plain(max_mb)
     if not isinstance(max_mb, (int, float)) or not max_mb > 0:
         raise ValueError(f"max_mb is {max_mb}: expected a number above 0")

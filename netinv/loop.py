@@ -28,7 +28,7 @@ from .generator import Generator, describe_generator, make_generator
 from .goal import Goal, MOST_STEPS, variety, wanted_goal
 from .moved import refuse_arguments
 from .objective import Inversion, Objective
-from .runs import Log, Run, SYNC_EVERY, plain, time_left, whole
+from .runs import Log, Run, SYNC_EVERY, plain, time_left, whole_number
 from netinv.samples import (
     ClassifierOutput, FrozenClassifier, Samples, check_frozen, class_accuracy, images_at_once, look, reachable, spread,
     whole_numbers,
@@ -64,9 +64,9 @@ class Loop(Run):
         self.classifier, self.device, self.amp = classifier, classifier.device, pick_amp(amp, classifier.device)
         classes = None if classes is None else whole_numbers("classes", classes)
         temperature, lr, averaging, batch_size = map(plain, (temperature, lr, averaging, batch_size))
-        n_generators, seed = whole("n_generators", n_generators), whole("seed", seed)
+        n_generators, seed = whole_number("n_generators", n_generators), whole_number("seed", seed)
         wanted = usual_batch(classifier, n_generators) if batch_size in (None, "auto") else batch_size
-        batch_size = whole("batch_size", wanted, ", or 'auto'")
+        batch_size = whole_number("batch_size", wanted, ", or 'auto'")
         _check_settings(objective, batch_size, n_generators, lr, averaging)
         self.objective, self.batch_size = objective or Inversion(), batch_size
         self.target = classifier.folded() if folded and not self.objective.watches else classifier
@@ -255,8 +255,7 @@ def generate(
     batch_size: int | None = None,         # images at once; None: see `images_at_once`
 ) -> tuple[Tensor, Tensor, Tensor]:        # images [n, C, H, W], labels [n] and generators [n] int64
     "Images that no classifier has looked at; a `ValueError` for a label or generator that does not exist."
-    parts = zip(*self._batches(n, labels, dropout, generators, seed, batch_size))
-    places, *drawn = (torch.cat(part) for part in parts)
+    places, *drawn = map(torch.cat, zip(*self._batches(n, labels, dropout, generators, seed, batch_size)))
     return tuple(part[places.argsort()] for part in drawn)
 
 # %% ../nbs/loop.ipynb #5f434f8e
@@ -269,8 +268,8 @@ def _batches(
     members = list(range(len(self.generators))) if generators is None else generators
     if not set(members) <= set(range(len(self.generators))) or not members:
         raise ValueError(f"generators is {generators}: expected some of 0 to {len(self.generators) - 1}")
-    if (n := whole("n", n)) < 1: raise ValueError(f"n is {n}: expected at least one image")
-    rng = self.sample_rng if seed is None else torch.Generator(self.device).manual_seed(whole("seed", seed))
+    if (n := whole_number("n", n)) < 1: raise ValueError(f"n is {n}: expected at least one image")
+    rng = self.sample_rng if seed is None else torch.Generator(self.device).manual_seed(whole_number("seed", seed))
     labels, members = (t.to(self.device) for t in spread(labels, n, self.conditioning.classes, members))
     size = batch_size or images_at_once(self.device, self.classifier.shape)
     for k in members.unique().tolist():
@@ -392,10 +391,7 @@ def check_finite(
 # %% ../nbs/loop.ipynb #b95e2f44
 @patch
 def show(
-    self: Loop,
-    bar,            # of tqdm
-    block: Tensor,  # [n, columns] the log's latest rows
-    end: int,       # the last step there can be
+    self: Loop, bar, block: Tensor, end: int,  # a bar of tqdm, [n, columns] the log's latest rows, the last step
 ) -> None:
     "Move the bar on, and show the loss, the accuracy, that of the worst class, and how long it can take."
     hits, asked = (self.columns(block, name).sum(0)[self.conditioning.classes] for name in ("hits", "asked"))
