@@ -22,7 +22,7 @@ from .first_look import LEVELS, clouds, flops
 from .frozen import FrozenClassifier, borrowed_rng, check_frozen, probe_images
 from .outputs import preprocess_steps, run_steps
 from .runs import whole_number
-from .samples import Samples, class_accuracy, look, outputs
+from .samples import Samples, class_accuracy, outputs
 
 # %% ../nbs/checkup.ipynb #a743f1b2
 def _ends(
@@ -76,7 +76,8 @@ def _about(
     return {"source": source, "model": type(classifier.model).__name__, "shape": list(classifier.shape),
             "pixels": _ends(classifier), "n_classes": classifier.n_classes, "classes": list(classifier.classes),
             "features": classifier.feature_dim, "feature_layer": classifier.feature_layer,
-            "ends_with": classifier.ends_with, "by_formula": classifier.by_formula, "notes": list(classifier.notes),
+            "ends_with": classifier.ends_with, "by_formula": classifier.by_formula, "doubts": list(classifier.doubts),
+            "notes": [note for note in classifier.notes if note not in classifier.doubts],
             "parameters": sum(weights.values()), "operations": flops(classifier),
             "milliseconds": _milliseconds(classifier), "device": str(classifier.device),
             "unreachable": list(classifier.unreachable), **_answers(classifier)}
@@ -86,19 +87,13 @@ def _signs_without_data(
     found: dict,  # from `_about`
 ) -> list[str]:
     "A sentence for each."
-    signs, n, layer = [], found["n_classes"], found["feature_layer"]
-    if found["moves"] < 0.1:
+    signs = list(found["doubts"])
+    if found["moves"] < 0.1 and not any("alike" in doubt or "apart" in doubt for doubt in signs):
         signs.append(f"answers hardly move: over 120 different images a logit varies by {found['moves']:.2g} only. "
                      "Perhaps images are divided by 255 twice (try pixels 0..255), or the weights are untrained")
     if found["moves"] > 100:
         signs.append(f"answers are extreme: over 120 different images a logit varies by {found['moves']:.0f}. Perhaps "
                      "the model wants smaller pixels (0..1), or its weights are damaged")
-    if found["features"] == 1:
-        signs.append(f"the features ({layer}) are one number wide: name a wider layer as features")
-    elif layer == "logits":
-        signs.append("the features are the logits themselves: name a hidden layer as features if there is one")
-    if n >= 32 and found["lowest"] >= 0 and not found["ends_with"]:
-        signs.append(f"none of the {n} outputs is ever negative: perhaps the model has no head, and these are features")
     if found["unreachable"]:
         signs.append(f"{_some(found['unreachable'], found['classes'])} cannot be answered, whatever the image")
     return signs
@@ -430,7 +425,8 @@ def check_up(
         labels = torch.tensor([by_name[k] for k in labels.tolist()])
         signs.append("the data's classes are in another order than the classifier's: they were matched by name")
         names, n_data = classifier.classes, classifier.n_classes
-    samples = look(classifier, x, labels)
+    seen = outputs(classifier, x)  # `look` would refuse labels that the classifier does not have
+    samples = Samples(x, labels, seen.logits.softmax(1), seen.features)
     found["data"] = {"data": called, **_scores(samples, n_data)}
     signs += _signs_of_scores(found["data"], found, n_data)
     if trials or trials is None and found["data"]["accuracy"] < 0.8 and len(labels) >= 20:

@@ -204,7 +204,8 @@ def _inverter(
 
     classifier, sizes = _classifier(args), _given(args, "generator")
     print(classifier)
-    for note in classifier.notes: _say(f"note: {note}")
+    for note in classifier.notes:
+        if note not in classifier.doubts: _say(f"note: {note}")  # those are warnings
     with _usage(args):
         check_bounds(**_given(args, "save"))
         wanted_goal(args.steps, args.until)
@@ -325,7 +326,9 @@ def _look(
     from netinv.data import load_data
     from netinv.files import write_atomic
 
-    classifier = _classifier(args)
+    with warnings.catch_warnings(record=True) as caught: classifier = _classifier(args)
+    for warning in caught:  # doubts are on the page
+        if str(warning.message) not in classifier.doubts: warnings.warn(warning.message, stacklevel=1)
     with _usage(args):
         folder = args.data and Path(args.data).is_dir()  # whose images may have all sizes
         size = {"size": classifier.shape[1:]} if args.resize and folder else {}

@@ -216,7 +216,7 @@ class FrozenClassifier:
         self.n_classes, self.classes = logits.shape[1], class_names(classes, logits.shape[1])
         never = outputs == (0 if self.by_formula else -math.inf)
         self.unreachable = never.all(0).nonzero().flatten().tolist() if outputs.shape[1] > 1 else []
-        self.notes += warned
+        self.notes, self.doubts = self.notes + warned, warned  # the latter are warnings as well
         for sentence in warned: warnings.warn(sentence, stacklevel=3)
 
     def __call__(

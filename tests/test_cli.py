@@ -28,9 +28,10 @@ def sentence(capsys: pytest.CaptureFixture[str], *argv: str) -> str:
         code = main(list(argv))
     except SystemExit as e:  # argparse
         code = e.code
-    out, err = capsys.readouterr()
-    assert code == 2 and err.startswith("netinv: ") and err.count("\n") == 1, (code, out, err)
-    return err
+    err = capsys.readouterr().err
+    *notes, told = err.splitlines(keepends=True)  # what is found on the way may be said before
+    assert code == 2 and told.startswith("netinv: ") and all(note.startswith("netinv: note: ") for note in notes), err
+    return told
 
 
 def test_run_makes_a_folder_with_the_notebook(clone: Path, capsys: pytest.CaptureFixture[str]) -> None:
