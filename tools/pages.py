@@ -175,8 +175,8 @@ def minutes(cells: list[dict]) -> int:
     "How long a page takes to read: its prose, the code that is not folded, and a look at each picture."
     total = 0.0
     for cell in cells:
-        text = source(cell)
-        if cell["cell_type"] == "markdown": total += len(re.findall(r"\w+", text)) / WORDS_A_MINUTE
+        text = re.sub(r"\]\([^)]*\)", "]", source(cell))  # nobody reads where a link leads
+        if cell["cell_type"] == "markdown": total += len(text.split()) / WORDS_A_MINUTE
         if cell["cell_type"] == "code" and "code-fold" not in text and "echo: false" not in text:
             total += LINE * len(text.splitlines())
         total += PICTURE * len(list(data(cell, "image/png")))
@@ -185,8 +185,9 @@ def minutes(cells: list[dict]) -> int:
 
 def say_minutes(cells: list[dict]) -> list[dict]:
     "The reading time below the title."
-    says = (n := minutes(cells)) == 1 and "1 minute" or f"{n} minutes"
-    return [cells[0], markdown(f"[{says} to read]{{.reading-time}}"), *cells[1:]]
+    number = minutes(cells)
+    says = f"{number} minute{'s' * (number > 1)} to read"
+    return [cells[0], markdown(f"[{says}]{{.reading-time}}"), *cells[1:]]
 
 
 # The gallery
@@ -228,10 +229,10 @@ def card(pages: Path, page: str, cells: list[dict]) -> str:
 
 
 def gallery(pages: Path, books: dict[str, list[dict]]) -> str:
-    "A card for every page of the menu, in its order and under its headings."
+    "A card for every page of the menu, in its order and under its headings, the experiments first."
     menu = yaml.safe_load((pages / "_quarto.yml").read_text(encoding="utf-8"))["website"]["sidebar"]["contents"]
-    parts = []
-    for section in (entry for entry in menu if isinstance(entry, dict)):
+    sections, parts = [entry for entry in menu if isinstance(entry, dict)], []
+    for section in sorted(sections, key=lambda entry: entry["section"] != "Experiments"):
         cards = list(filter(None, (card(pages, page, books[page]) for page in section["contents"])))
         if cards: parts.append(f"## {section['section']}\n\n:::: {{.cards}}\n{''.join(cards)}\n::::\n")
     return "\n".join(parts)
