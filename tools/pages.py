@@ -208,8 +208,9 @@ def cover(cells: list[dict]) -> tuple[bytes, str] | None:
 
 
 def thumbnail(picture: bytes, path: Path) -> None:
-    "The picture in the size of a card, on white."
+    "The picture in the size of a card, on white; the pixels of a tiny one stay squares."
     image = Image.open(io.BytesIO(picture)).convert("RGBA")
+    if (times := THUMBNAIL[0] // image.width) > 1: image = image.resize((image.width * times, image.height * times), Image.Resampling.NEAREST)
     white = Image.new("RGBA", image.size, "white")
     white.alpha_composite(image)
     white.thumbnail(THUMBNAIL)
