@@ -42,7 +42,7 @@ def link(name: str) -> str:
 
 def kind(type: str) -> str:
     "A type as HTML code, each class in it a link."
-    parts = enumerate(re.split(r"([A-Z]\w+)", type))
+    parts = enumerate(re.split(r"(?<![\w.])([A-Z]\w+)", type))
     return f"<code>{''.join(link(part) if at % 2 else escape(part) for at, part in parts)}</code>"
 
 

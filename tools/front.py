@@ -1,8 +1,8 @@
-"""Draw the figure of the first page: real images, what a classifier takes for the same class, what its weights give away.
+"""Draw the figure of the first page: real images, what a classifier takes for the same, what its weights give away.
 
-The classifier is the first of Figure 5 (nbs/experiments/fig5_reconstruction.ipynb): the CNN that has learnt 1,000 images of
-MNIST by heart, seed 0. Every image is the first of its class, so none was picked. Takes some minutes on two cores; MNIST
-is read from the folder that NETINV_DATA names, and downloaded where there is none.
+The classifier is the first of Figure 5 (nbs/experiments/fig5_reconstruction.ipynb): the CNN that has learnt 1,000
+images of MNIST by heart, seed 0. Every image is the first of its class, so none was picked. It takes minutes on two
+cores; MNIST is read from the folder that NETINV_DATA names, and downloaded where there is none.
 
     python tools/front.py"""
 from dataclasses import replace

@@ -81,6 +81,16 @@ def fold_code(cells: list[dict]) -> list[dict]:
     return [cell | {"source": folded(cell)} if visible(cell) else cell for cell in cells]
 
 
+def level_headings(cells: list[dict]) -> None:
+    "An entry above the first section is a section itself: no level of headings is left out."
+    for cell in cells:
+        if cell["cell_type"] == "markdown" and re.search(r"^## ", source(cell), re.MULTILINE): return
+        for output in cell.get("outputs", []):
+            shown = output.get("data", {})
+            text = "".join(shown.get("text/markdown", ""))
+            if text: shown["text/markdown"] = re.sub(r"^### ", "## ", text)
+
+
 # Tables
 
 def dress(html: str, best: dict[str, str]) -> str:
@@ -99,7 +109,8 @@ def dress(html: str, best: dict[str, str]) -> str:
             if NUMBER.fullmatch(text(cell)): mark(cell, "num")
             elif cell.name == "th" and len(text(cell)) < SHORT: mark(cell, "name")
         for at, head in enumerate(columns(table)):
-            if all("num" in row.find_all("td")[at].get("class", []) for row in table.select("tbody tr")): mark(head, "num")
+            cells = (row.find_all("td")[at] for row in table.select("tbody tr"))
+            if all("num" in cell.get("class", []) for cell in cells): mark(head, "num")
         mark_best(table, best)
         table.wrap(page.new_tag("div", attrs={"class": "table-box"}))
     return str(page)
@@ -142,6 +153,11 @@ def blocks(table: Tag) -> Iterator[list[Tag]]:
     yield block
 
 
+def is_yardstick(row: Tag) -> bool:
+    "Whether a row holds what real images get, which competes with nobody."
+    return any(text(cell).startswith("real") for cell in row.find_all("th"))
+
+
 def mark_best(table: Tag, best: dict[str, str]) -> None:
     "The best of each column bold, ties as well, and an arrow in its head."
     for at, head in enumerate(columns(table) if best else []):
@@ -149,7 +165,7 @@ def mark_best(table: Tag, best: dict[str, str]) -> None:
         if not arrow: continue
         head.append(f" {arrow}")
         for block in blocks(table):
-            cells = [row.find_all("td")[at] for row in block]
+            cells = [row.find_all("td")[at] for row in block if not is_yardstick(row)]
             numbers = [(cell, float(found[0].replace(",", ""))) for cell in cells if (found := FIRST.match(text(cell)))]
             top = (max if arrow == "↑" else min)((number for _, number in numbers), default=None)
             for cell, number in numbers:
@@ -210,7 +226,8 @@ def cover(cells: list[dict]) -> tuple[bytes, str] | None:
 def thumbnail(picture: bytes, path: Path) -> None:
     "The picture in the size of a card, on white; the pixels of a tiny one stay squares."
     image = Image.open(io.BytesIO(picture)).convert("RGBA")
-    if (times := THUMBNAIL[0] // image.width) > 1: image = image.resize((image.width * times, image.height * times), Image.Resampling.NEAREST)
+    times = max(1, THUMBNAIL[0] // image.width)
+    image = image.resize((image.width * times, image.height * times), Image.Resampling.NEAREST)
     white = Image.new("RGBA", image.size, "white")
     white.alpha_composite(image)
     white.thumbnail(THUMBNAIL)
@@ -249,6 +266,7 @@ def arrange(pages: Path) -> None:
     for page, book in books.items():
         for cell in book["cells"]:
             if source(cell).strip() == GALLERY: cell["source"] = gallery(pages, cells)
+        level_headings(book["cells"])
         dress_tables(book["cells"])
         if page.startswith("experiments/"): book["cells"] = fold_code(finding_first(book["cells"]))
         if book["cells"][0]["cell_type"] == "raw": book["cells"] = say_minutes(book["cells"])

@@ -14,14 +14,16 @@ from bs4 import BeautifulSoup
 from latex2mathml.converter import convert
 
 SCROLLS = "pre, span.math.display, div.cell-output, div.sd-table, div.table-box"
-# Its search box and results stand in a dark bar, and take the bar's colours for their ground but not for their letters
-SEARCH = """
+# Its search box and results stand in a dark bar, and take the bar's colours for their ground but not for their letters;
+# what folds a part of its menu becomes a button, and should not look like one
+STYLE = """
 #quarto-header .smalldocs-search input { background: #fff; color: #1b1b1b; border-color: #fff; }
 #quarto-header .smalldocs-search input::placeholder, #quarto-header .smalldocs-search > .bi-search { color: #555; }
 #quarto-header .smalldocs-search-results { background: #fff; color: #1b1b1b; border-color: #999; }
 #quarto-header .smalldocs-search-results * { color: #1b1b1b !important; }
 #quarto-header .smalldocs-search-results .search-result-title { color: #174e91 !important; }
 #quarto-header .smalldocs-search-results mark { background: #ffe9a8; }
+#quarto-sidebar button { border: 0; background: none; color: inherit; font: inherit; }
 #quarto-header .search-result { border-color: #ccc; }
 #quarto-header .search-result:is(:hover, .active) { background: #e7eef8; }
 """
@@ -42,7 +44,8 @@ def _smalldocs(pages: Path) -> None:
     if not smalldocs.exists():
         sys.exit("nothing here can render the site: install Quarto, or use Python 3.11 or newer, which gets smalldocs")
     for notebook in pages.rglob("*.ipynb"):  # it takes a page's name from the notebook's alone
-        notebook.write_text(re.sub(r"output-file: *\S+\.html\\n", "", notebook.read_text(encoding="utf-8")), encoding="utf-8")
+        text = notebook.read_text(encoding="utf-8")
+        notebook.write_text(re.sub(r"output-file: *\S+\.html\\n", "", text), encoding="utf-8")
     subprocess.run([smalldocs, "render", "--quiet", str(pages)], check=True)
     settings = yaml.safe_load((pages / "_quarto.yml").read_text(encoding="utf-8"))
     _finish(pages / "_docs", settings["website"]["site-url"])
@@ -56,7 +59,7 @@ def _finish(site: Path, address: str) -> None:
     for path in site.rglob("*.css"):
         style = path.read_text(encoding="utf-8")
         path.write_text(re.sub(r"@import url\([^)]*//[^)]*\);?", "", style), encoding="utf-8")
-    with (site / "styles.css").open("a", encoding="utf-8") as file: file.write(SEARCH)
+    with (site / "styles.css").open("a", encoding="utf-8") as file: file.write(STYLE)
     for path in sorted(site.rglob("*.html")):
         page = BeautifulSoup(path.read_text(encoding="utf-8"), "html.parser")
         _typeset(page)
@@ -94,6 +97,11 @@ def _name_regions(page: BeautifulSoup) -> None:
              "nav.quarto-title-breadcrumbs": "Path"}
     for which, name in names.items():
         for region in page.select(which): region["aria-label"] = name
+    for beside in page.select("#quarto-margin-sidebar"):
+        beside.attrs |= {"role": "complementary", "aria-label": "Beside the text"}
+    for fold in page.select("#quarto-sidebar a[data-bs-toggle]"):  # without an address, no key reaches it
+        del fold["role"]
+        fold.name, fold["type"] = "button", "button"
     for head in page.select("th"):
         if not head.get_text(strip=True): head.name = "td"
 
