@@ -172,7 +172,7 @@ def table(source: Source) -> str:
 
 
 class Entry:
-    "What nbdev's `show_doc` shows: open for the public face and its methods, folded for what lies below it."
+    "What nbdev's `show_doc` shows: open for the public face, parameters folded for methods and what lies below it."
 
     def __init__(self, symbol: object, name: str | None = None, title_level: int = 3):
         symbol = getattr(symbol, "fget", None) or symbol
@@ -184,6 +184,6 @@ class Entry:
         head = f"{'#' * self.level} {self.name}\n\n{self.says} [source]({address}){{.entry-source}}"
         entry = f"{head}\n\n```{{.python .call}}\n{call(self.name, source)}\n```\n"
         shown = table(source)
-        if shown and self.name.partition(".")[0] not in netinv.__all__:
+        if shown and self.name not in netinv.__all__:
             shown = f'<details class="entry"><summary>Parameters</summary>\n\n{shown}\n\n</details>'
         return f"{entry}\n{shown}\n"
