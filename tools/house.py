@@ -15,7 +15,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 ROOMS = """device files splits data runs classifier squash frozen bring conditioning generator losses perturbation
 faster samples first_look objective goal loop inversion graphs metrics interpretability sae garbage ood
-traces reconstruction leaks parts studio explorer runner cli baselines""".split()  # lower rooms first
+traces reconstruction leaks parts workbench studio explorer play runner cli baselines""".split()  # lower rooms first
 LONGEST = 120  # characters of a line
 IN_A_ROW = 4   # export cells without a result
 PICTURES = {"image/png", "image/jpeg", "image/svg+xml", "text/html", "text/markdown"}
