@@ -95,12 +95,12 @@ def button(text: str, icon: str, act: Callable[[], object], tooltip: str) -> wid
     made.on_click(lambda _: act())
     return made
 
-# %% ../nbs/parts.ipynb #29d3f433
+# %% ../nbs/parts.ipynb #ed70f7c5
 class Fold(widgets.VBox):
     "Widgets below a heading that folds them away."
     def __init__(self, title: str, inside: list[widgets.Widget], opened: bool = True):
         self.head = button(title, "", lambda: self.fold(not self.opened), "")
-        self.head.layout.width, self.head.style = "100%", {"button_color": "transparent", "font_weight": "bold"}
+        self.head.layout.align_self, self.head.style = "flex-start", {"button_color": "transparent", "font_weight": "bold"}
         self.inside = widgets.VBox(inside, layout={"overflow": "visible", "flex": "0 0 auto"})
         super().__init__([self.head, self.inside], layout={"flex": "0 0 auto", "overflow": "visible"})
         self.fold(opened)
@@ -217,8 +217,9 @@ class Curves:
     def __init__(self, points: int = 300):
         from matplotlib.figure import Figure
 
-        self.points, self.figure = points, Figure((6.6, 1.65), dpi=160, layout="constrained")
+        self.points, self.figure = points, Figure((6.6, 1.65), dpi=100)
         self.terms, self.names, self.accuracy = self.figure.subplots(1, 3, width_ratios=[5, 2, 4])
+        self.figure.subplots_adjust(left=0.04, right=0.99, bottom=0.24, top=0.87, wspace=0.12)
         self.names.set_axis_off()
         self.lines = {}
 

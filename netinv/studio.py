@@ -195,7 +195,7 @@ def undo(self: InversionStudio) -> None:
 @patch
 def toggle(self: InversionStudio) -> None:
     "Start, or pause."
-    self.alert.value, self.alone, self.starts = "", False, False
+    self.alert.value, self.alone, self.starts, self.shown_at = "", False, False, time.perf_counter()
     self.loop.stop() if self.loop.running else self.loop.start()
     self.label_start()
 

@@ -61,7 +61,7 @@ class Workbench:
         self.began = self.settings
         self.class_names = list(data.classes) if data else [str(k) for k in range(classifier.n_classes)]
         self.pending, self.moments, self.interval, self.moved_at = deque(), deque(maxlen=20), 0.25, 0
-        self.plot, self.drawn = Curves(), b""
+        self.plot, self.drawn, self.drawn_at = Curves(), b"", 0.0
         self.make_screen()
 
     def make_screen(self) -> None:
@@ -141,7 +141,7 @@ def tiles(self: Workbench, images: Tensor) -> Tensor:
     "What is shown of each image [n, C, H, W]."
     return images
 
-# %% ../nbs/workbench.ipynb #8d7d4d81
+# %% ../nbs/workbench.ipynb #f4e91d6b
 @patch
 def look(
     self: Workbench,
@@ -152,13 +152,13 @@ def look(
     labels = torch.tensor(rows).repeat_interleave(self.tiles_in_a_row)
     samples = self.inverter.sample(len(labels), labels=labels, seed=self.settings["seed"])
     accuracy, overall = recent_accuracy(self.inverter)
-    self.drawn = curves or self.plot.png(term_curves(self.inverter))
+    if curves is None: self.drawn, self.drawn_at = self.plot.png(term_curves(self.inverter)), start
     shares = [accuracy[k].item() if accuracy[k] == accuracy[k] else None for k in rows]
     picture = png_bytes(self.tiles(samples.images), self.tiles_in_a_row)
     frame = Frame(self.inverter.step, samples, picture, [self.class_names[k] for k in rows], shares,
                   self.tiles_in_a_row, accuracy, overall, self.drawn)
     cost = time.perf_counter() - start
-    if curves is None: self.interval = max(0.25, min(8 * cost, 1 - cost))
+    self.interval = max(0.25, min(8 * cost, 1 - cost))
     return frame
 
 # %% ../nbs/workbench.ipynb #57b6cc29
@@ -295,7 +295,7 @@ def _as_code(value: object) -> str:
     if isinstance(value, partial): return _call(f"{value.func.__name__}.sized", value.keywords)
     return getattr(value, "__name__", repr(value))
 
-# %% ../nbs/workbench.ipynb #f9be8bd9
+# %% ../nbs/workbench.ipynb #2e567529
 @patch
 def as_command(self: Workbench) -> str:
     "A line for the shell that repeats the run, or why there is none."
@@ -309,8 +309,9 @@ def as_command(self: Workbench) -> str:
     if self.settings.get("dropout") != self.own_dropout: flags["dropout"] = self.settings["dropout"]
     if isinstance(self.generator, partial): flags |= self.generator.keywords
     elif self.generator: return "# netinv invert cannot have a generator of your own: take the Python code\n"
+    lost = "# its preprocess is not in this line: add --mean and --std\n" if self.classifier.preprocess else ""
     words = [f"--{name} {shlex.quote(_as_flag(value))}" for name, value in flags.items() if value is not None]
-    return self.moved_since() + " \\\n    ".join(["netinv invert", *words, f"--steps {self.inverter.step}"]) + "\n"
+    return lost + self.moved_since() + " \\\n    ".join(["netinv invert", *words, f"--steps {self.inverter.step}"]) + "\n"
 
 def _as_flag(value: object) -> str:
     "A value as the shell gives it."
@@ -348,7 +349,8 @@ def work(self: Workbench, stopping: Callable[[], bool] = lambda: False) -> Frame
     due = time.perf_counter() + self.interval
     interrupted = lambda _: bool(self.pending) or stopping() or time.perf_counter() >= due
     if not self.pending: self.inverter.fit(FOREVER, on_step=interrupted, progress=False)
-    if not self.pending: return self.look()
+    fresh = time.perf_counter() - self.drawn_at < 2 and not stopping()
+    if not self.pending: return self.look(self.drawn if fresh else None)
     if self.settle(): self.inverter.fit(1, progress=False)
     return self.look(self.drawn)
 

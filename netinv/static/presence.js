@@ -5,7 +5,6 @@ function render({ model, el }) {
   const timer = setInterval(beat, 3000);
   el.style.display = "none";
   window.addEventListener("pagehide", leave);
-  document.addEventListener("visibilitychange", beat);
   beat();
   if (model.get("bring")) {
     setTimeout(() => el.parentElement?.scrollIntoView({ block: "start" }), 500); // when all is in its place
@@ -15,7 +14,6 @@ function render({ model, el }) {
   return () => {
     clearInterval(timer);
     window.removeEventListener("pagehide", leave);
-    document.removeEventListener("visibilitychange", beat);
     leave();
   };
 }
