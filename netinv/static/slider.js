@@ -1,13 +1,12 @@
 // A slider through given steps, with a name, that says its value. See netinv.parts.Slider.
 const element = (kind, name) => Object.assign(document.createElement(kind), { className: name });
 const words = value => String(Number(value.toPrecision(4)));
-let count = 0;
 
 function render({ model, el }) {
   const label = element("label", "name"), input = element("input", "track"), shown = element("output", "value");
   el.classList.add("netinv-slider");
   input.type = "range";
-  input.id = label.htmlFor = `netinv-slider-${Date.now()}-${count++}`;
+  input.id = label.htmlFor = `netinv-slider-${Math.random()}`; // every slider has this module for itself
   input.dataset.lmSuppressShortcuts = "true"; // JupyterLab takes arrow keys for itself otherwise
   input.onkeydown = event => event.stopPropagation();
   el.append(label, input, shown);
