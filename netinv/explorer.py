@@ -40,7 +40,7 @@ def histograms(
     for name, s in zip(names, scores): ax.hist(s.clamp(*ends).numpy(), label=name, **bars)
     ax.axvline(threshold, color="#767676", lw=2)
     ax.set(xlabel="log-odds of being in-distribution", yticks=[], xlim=ends)
-    ax.legend(fontsize=9, loc="upper left", framealpha=0)
+    ax.legend(fontsize=9, framealpha=0)
     return figure_png(figure)
 
 # %% ../nbs/explorer.ipynb #518a3866

@@ -58,12 +58,13 @@ RUN_SETTINGS = {  # what each of them can be set to
 # %% ../nbs/parts.ipynb #f831753a
 STATIC = Path(str(files("netinv"))) / "static"  # JavaScript and CSS
 
-# %% ../nbs/parts.ipynb #1b1b033f
+# %% ../nbs/parts.ipynb #f026bd1c
 class Slider(anywidget.AnyWidget):
     "A slider through given steps, with a name, that says its value; any other value becomes a step."
     _esm, _css = STATIC / "slider.js", STATIC / "slider.css"
     value = traitlets.Float().tag(sync=True)
     steps = traitlets.List(traitlets.Float()).tag(sync=True)
+    labels = traitlets.List(traitlets.Unicode()).tag(sync=True)  # of the steps
     description = traitlets.Unicode().tag(sync=True)
     tooltip = traitlets.Unicode().tag(sync=True)
 
@@ -72,6 +73,9 @@ class Slider(anywidget.AnyWidget):
         value = proposal["value"]
         if value not in self.steps: self.steps = sorted([*self.steps, value])
         return value
+
+    @traitlets.observe("steps")
+    def _labelled(self, change: dict) -> None: self.labels = [f"{step:.4g}" for step in self.steps]
 
     def __repr__(self) -> str: return f"Slider({self.description} = {self.value:.4g})"
 
@@ -250,6 +254,7 @@ class Curves:
         "Axes that fit; the first steps may shoot over the top."
         for ax in (self.terms, self.accuracy):
             ax.set_xlim(0, max(steps, 10))
+            ax.xaxis.get_major_locator().set_params(integer=True)
             ax.set_xlabel("step", fontsize=9, labelpad=0)
             ax.tick_params(labelsize=8, length=2)
         self.terms.set_ylim(0, min(max(highest, 0.1) * 1.05, 3.0))

@@ -141,7 +141,7 @@ def tiles(self: Workbench, images: Tensor) -> Tensor:
     "What is shown of each image [n, C, H, W]."
     return images
 
-# %% ../nbs/workbench.ipynb #f4e91d6b
+# %% ../nbs/workbench.ipynb #9ad9ed32
 @patch
 def look(
     self: Workbench,
@@ -153,7 +153,8 @@ def look(
     samples = self.inverter.sample(len(labels), labels=labels, seed=self.settings["seed"])
     accuracy, overall = recent_accuracy(self.inverter)
     if curves is None: self.drawn, self.drawn_at = self.plot.png(term_curves(self.inverter)), start
-    shares = [accuracy[k].item() if accuracy[k] == accuracy[k] else None for k in rows]
+    named = rows if self.only_class is None else rows[:1]
+    shares = [accuracy[k].item() if accuracy[k] == accuracy[k] else None for k in named]
     picture = png_bytes(self.tiles(samples.images), self.tiles_in_a_row)
     frame = Frame(self.inverter.step, samples, picture, [self.class_names[k] for k in rows], shares,
                   self.tiles_in_a_row, accuracy, overall, self.drawn)

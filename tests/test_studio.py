@@ -83,7 +83,7 @@ def move(page, symbols: list[str], key: str) -> None:
 
 
 def unfold(page, *titles: str) -> None:
-    for title in titles: page.get_by_role("button", name=title, exact=True).click()
+    for title in titles: button(page, title).click()
 
 
 def in_view(page, *selectors: str) -> None:

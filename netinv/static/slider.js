@@ -1,6 +1,5 @@
 // A slider through given steps, with a name, that says its value. See netinv.parts.Slider.
 const element = (kind, name) => Object.assign(document.createElement(kind), { className: name });
-const words = value => String(Number(value.toPrecision(4)));
 
 function render({ model, el }) {
   const label = element("label", "name"), input = element("input", "track"), shown = element("output", "value");
@@ -18,14 +17,14 @@ function render({ model, el }) {
     input.max = steps.length - 1;
     const distance = at => Math.abs(steps[at] - value);
     input.value = [...steps.keys()].reduce((best, at) => distance(at) < distance(best) ? at : best, 0);
-    shown.textContent = words(value);
-    input.setAttribute("aria-valuetext", `${name} = ${words(value)}`);
+    shown.textContent = model.get("labels")[input.value];
+    input.setAttribute("aria-valuetext", `${name} = ${shown.textContent}`);
   };
   input.oninput = () => {
     model.set("value", model.get("steps")[Number(input.value)]);
     model.save_changes();
   };
-  for (const trait of ["steps", "value", "description", "tooltip"]) model.on(`change:${trait}`, draw);
+  for (const trait of ["steps", "labels", "value", "description", "tooltip"]) model.on(`change:${trait}`, draw);
   draw();
 }
 
