@@ -118,7 +118,7 @@ def show(self: OODExplorer) -> None:
         grid.columns, grid.names = self.shown, [f"{name}: {count:,} wrong"]
         grid.alt = f"{name} images on the wrong side of the threshold, {len(chosen)} of {count:,}"
         empty = torch.ones(self.shown - len(chosen), *images.shape[1:])
-        grid.png = png_bytes(torch.cat([chosen, empty]), self.shown)
+        grid.png = png_bytes(torch.cat([chosen, empty]), self.shown) if count else b""
 
 # %% ../nbs/explorer.ipynb #17d37df5
 @patch

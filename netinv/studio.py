@@ -70,6 +70,7 @@ class InversionStudio(Workbench, widgets.VBox):
         "Say what went wrong where it is seen."
         told = f"<b>{type(error).__name__}</b>: {html.escape(str(error))}"
         self.alert.value = f'<div role="alert" style="border-left:4px solid #d62728;padding:4px 8px">{told}</div>'
+        self.alert.layout.display = None
         self.label_start()
 
     def __repr__(self) -> str:
@@ -90,7 +91,8 @@ def lay_out(self: InversionStudio) -> list[widgets.Widget]:
     more += [Fold("take away", [self.copying], opened=False)]
     left = widgets.VBox([self.controls, *more], layout={"flex": "0 0 16.5em", "overflow": "visible"})
     right = widgets.VBox([self.grid, self.below, self.curves], layout={"flex": "1 1 24em", "min_width": "0"})
-    told = widgets.HBox([self.status, self.state], layout=WRAP)
+    self.alert.layout.display, self.status.layout = "none", {"flex": "0 1 auto", "min_width": "0"}
+    told = widgets.HBox([self.status, self.state], layout={"grid_gap": "12px", "overflow": "hidden"})
     columns = widgets.HBox([left, right], layout=WRAP | {"overflow": "visible"})
     return [self.presence, widgets.HBox(self.buttons(), layout=WRAP), told, self.alert, self.difference, columns]
 
@@ -125,7 +127,7 @@ def show(self: InversionStudio, frame: Frame) -> None:
     self.bars.value = accuracy_bars(self.class_names, frame.accuracy)
     alt = "curves of the terms and of the inversion accuracy over the steps"
     self.curves.value = html_image(frame.curves, alt, pixels=False, width="46em")
-    self.status.value = self.headline(frame)
+    self.status.value = f'<div style="overflow:hidden;text-overflow:ellipsis">{self.headline(frame)}</div>'
     self.undo_button.disabled = not self.moments
     self.say()
     self.copying.write()
@@ -143,6 +145,7 @@ def draw(self: InversionStudio) -> None:
         self.grid.png = frame.png
     missing = f"nothing is kept as {side} yet" if side not in ("live", *self.kept) else ""
     self.difference.value = missing or self.compared(self.kept)
+    self.difference.layout.display = None if self.difference.value else "none"
     if self.grid.selected >= 0: self.explain()
 
 @patch
@@ -195,7 +198,8 @@ def undo(self: InversionStudio) -> None:
 @patch
 def toggle(self: InversionStudio) -> None:
     "Start, or pause."
-    self.alert.value, self.alone, self.starts, self.shown_at = "", False, False, time.perf_counter()
+    self.alert.layout.display = "none"
+    self.alone, self.starts, self.shown_at = False, False, time.perf_counter()
     self.loop.stop() if self.loop.running else self.loop.start()
     self.label_start()
 

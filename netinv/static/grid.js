@@ -35,6 +35,7 @@ function render({ model, el }) {
     if (url) URL.revokeObjectURL(url);
     url = URL.createObjectURL(new Blob([model.get("png")], { type: "image/png" }));
     image.src = url;
+    box.hidden = !model.get("png").byteLength;
     image.alt = model.get("alt");
     box.setAttribute("aria-label", `${model.get("alt")}. Arrow keys choose an image, Escape none.`);
   };
