@@ -15,23 +15,32 @@ from fastcore.basics import patch
 from torch import Tensor
 
 from . import FrozenClassifier, ImageData, ood_score
-from .parts import ImageGrid, WRAP, figure_png, html_image, png_bytes
+from .parts import ImageGrid, Slider, WRAP, figure_png, html_image, png_bytes
 
 # %% ../nbs/explorer.ipynb #49687aa5
+def reach(scores: list[Tensor]) -> tuple[float, float]:
+    "An axis for log-odds: the middle 99 % of each kind that is finite, and 0, with a margin."
+    known = [s[s.isfinite()].double() for s in scores]
+    ends = [s.quantile(q).item() for s in known if len(s) for q in (0.005, 0.995)] + [0.0]
+    low, high = min(ends), max(ends)
+    margin = 0.05 * (high - low) or 1.0
+    return low - margin, high + margin
+
 def histograms(
     scores: tuple[Tensor, Tensor],  # [n] and [m] log-odds, of in-distribution and OOD images
     names: tuple[str, str],
     threshold: float,               # a line
+    ends: tuple[float, float],      # of the axis
 ) -> bytes:                         # PNG
     "Two histograms on one axis; scores beyond its ends are in the last bars."
     from matplotlib.figure import Figure
 
-    figure = Figure((6.4, 2.2), dpi=80, layout="constrained")
-    ax, bars = figure.subplots(), dict(bins=80, range=(-20, 20), alpha=0.6, density=True)
-    for name, s in zip(names, scores): ax.hist(s.clamp(-20, 20).numpy(), label=name, **bars)
-    ax.axvline(threshold, color="black", lw=1)
-    ax.set(xlabel="log-odds of being in-distribution", yticks=[])
-    ax.legend(fontsize=8, loc="upper left")
+    figure = Figure((6.4, 2.2), dpi=100, layout="constrained")
+    ax, bars = figure.subplots(), dict(bins=80, range=ends, alpha=0.6, density=True)
+    for name, s in zip(names, scores): ax.hist(s.clamp(*ends).numpy(), label=name, **bars)
+    ax.axvline(threshold, color="#767676", lw=2)
+    ax.set(xlabel="log-odds of being in-distribution", yticks=[], xlim=ends)
+    ax.legend(fontsize=9, framealpha=0)
     return figure_png(figure)
 
 # %% ../nbs/explorer.ipynb #518a3866
@@ -66,6 +75,7 @@ class OODExplorer(widgets.VBox):
         score = partial(ood_score, n_classes=len(data.classes))
         self.scores = {name: tuple(score(classifier, images) for images in self.images)
                        for name, classifier in classifiers.items()}
+        self.ends = reach([s for pair in self.scores.values() for s in pair])
         super().__init__(self.lay_out())
         self.show()
 
@@ -78,10 +88,12 @@ def lay_out(self: OODExplorer) -> list[widgets.Widget]:
     "Make all widgets, and put them in their places."
     self.which = widgets.ToggleButtons(options=list(self.scores), description="classifier",
                                        tooltips=[f"scores of {name}" for name in self.scores])
-    self.threshold = widgets.FloatSlider(description="log-odds", min=-20, max=20, step=0.1, layout={"width": "40em"},
-                                         tooltip="images below are turned away; 0 is a probability of one half")
+    low, high = self.ends
+    steps = sorted({0.0, *(low + k / 200 * (high - low) for k in range(201))})
+    self.threshold = Slider(value=0.0, steps=steps, description="log-odds", layout={"width": "36em"},
+                            tooltip="images below are turned away; 0 is a probability of one half")
     shares = [(f"{share:.1%} of {self.names[0]}", share) for share in (0.9, 0.95, 0.99, 0.999)]
-    self.lets_in = widgets.Dropdown(options=[("let in ...", 0.0), *shares],
+    self.lets_in = widgets.Dropdown(options=[("let in ...", 0.0), *shares], layout={"width": "14em"},
                                     tooltip="put the threshold where this share of in-distribution images is let in")
     self.plot, self.table = widgets.HTML(), widgets.HTML()
     self.grids = [ImageGrid(layout={"width": "44em"}) for _ in self.names]
@@ -96,7 +108,7 @@ def show(self: OODExplorer) -> None:
     "Histograms, confusion and images for the present threshold."
     scores, threshold = self.scores[self.which.value], self.threshold.value
     alt = f"histograms of the scores of {' and '.join(self.names)}, and the threshold"
-    self.plot.value = html_image(histograms(scores, self.names, threshold), alt, pixels=False)
+    self.plot.value = html_image(histograms(scores, self.names, threshold, self.ends), alt, pixels=False, width="38em")
     self.table.value = confusion(scores, self.names, threshold)
     wrong = (scores[0] < threshold, scores[1] >= threshold)
     worst = (scores[0].argsort(), scores[1].argsort(descending=True))
@@ -106,7 +118,7 @@ def show(self: OODExplorer) -> None:
         grid.columns, grid.names = self.shown, [f"{name}: {count:,} wrong"]
         grid.alt = f"{name} images on the wrong side of the threshold, {len(chosen)} of {count:,}"
         empty = torch.ones(self.shown - len(chosen), *images.shape[1:])
-        grid.png = png_bytes(torch.cat([chosen, empty]), self.shown)
+        grid.png = png_bytes(torch.cat([chosen, empty]), self.shown) if count else b""
 
 # %% ../nbs/explorer.ipynb #17d37df5
 @patch

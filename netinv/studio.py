@@ -9,9 +9,8 @@ __all__ = ['InversionStudio', 'ReconstructionStudio']
 import html
 import time
 import weakref
-from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import fields
 from functools import partial
 
 import ipywidgets as widgets
@@ -19,218 +18,13 @@ import torch
 from fastcore.basics import patch
 from torch import Tensor
 
-from . import FrozenClassifier, ImageData, Inversion, Inverter, Objective, Reconstruction, Samples
+from . import Reconstruction, Term
 from netinv.parts import (
-    Controls, CopyText, Curves, ImageGrid, LiveLoop, RUN_SETTINGS, WRAP, accuracy_bars, button, control, html_image,
-    nearest_images, png_bytes,
+    Controls, CopyAs, Fold, ImageGrid, LiveLoop, Presence, RUN_SETTINGS, Setting, WRAP, accuracy_bars, button, control,
+    html_image, nearest_images, png_bytes,
 )
-
-# %% ../nbs/studio.ipynb #484d5f22
-class Workbench:
-    "An inverter whose settings can be changed between two steps, and taken back."
-    chapter = "inversion"  # which has a parameter for each setting
-    usual = staticmethod(lambda classifier: Inversion())  # the objective where none is given
-
-    def __init__(
-        self,
-        classifier: FrozenClassifier,
-        *,
-        objective: Objective | None = None,   # its numbers follow the settings; None for the usual one
-        data: ImageData | None = None,        # where the nearest real image is looked for, and the class names
-        conditioning: str = "vector-matrix",  # to begin with
-        temperature: float = 0.15,            # to begin with
-        dropout: float | None = None,         # to begin with; None for the generator's own
-        seed: int = 0,                        # to begin with
-        columns: int = 10,                    # images of each class
-        classes_shown: int = 20,              # rows at most, where all classes are shown
-        generator: Callable | None = None,    # a factory, see `Inverter`; None for the objective's own
-        **fixed,                              # `n_generators`, `batch_size`, `lr`, ...: see `Inverter`
-    ):
-        self.objective = self.usual(classifier) if objective is None else objective
-        self.classifier, self.data, self.generator, self.fixed = classifier, data, generator, fixed
-        self.columns, self.classes_shown, self.only_class = columns, classes_shown, None
-        self.rows = rows_by_name(self.objective)
-        run = {"dropout": dropout, "temperature": temperature, "conditioning": conditioning, "seed": seed}
-        self.settings = self.objective.numbers | run
-        self.inverter = self.build()
-        self.settings["dropout"] = self.inverter.generators[0].dropout
-        if self.settings["dropout"] is None: del self.settings["dropout"]
-        self.class_names = list(data.classes) if data else [str(k) for k in range(classifier.n_classes)]
-        self.pending, self.moments, self.interval = deque(), deque(maxlen=20), 0.25
-        self.plot, self.drawn = Curves(), b""
-        self.make_screen()
-
-    def make_screen(self) -> None:
-        "Nothing: a workbench has no screen."
-
-# %% ../nbs/studio.ipynb #6730f1a3
-def rows_by_name(objective: Objective) -> dict:  # name: Term or Setting
-    "The rows of an objective and of a run; a `ValueError` where two of them have one name."
-    own = {row.name: row for row in RUN_SETTINGS}
-    if taken := [row.name for row in objective.rows if row.name in own]:
-        raise ValueError(f"the objective has a row {taken[0]!r}, which is a setting of every run: give it another name")
-    return {row.name: row for row in objective.rows} | own
-
-# %% ../nbs/studio.ipynb #f85bd42f
-@patch
-def build(self: Workbench) -> Inverter:
-    "A fresh inverter with the present settings."
-    run = {name: self.settings[name] for name in ("temperature", "conditioning", "seed")}
-    inverter = Inverter(self.classifier, objective=self.objective, generator=self.generator, **run, **self.fixed)
-    inverter.adjust(dropout=self.settings.get("dropout"))
-    return inverter
-
-# %% ../nbs/studio.ipynb #8dcaf504
-@dataclass
-class Frame:
-    "One look at a run."
-    step: int
-    samples: Samples   # in the order of the grid
-    png: bytes         # the grid
-    names: list[str]   # of its rows
-    columns: int       # images in a row
-    accuracy: Tensor   # [N] in [0, 1], of the last batches; NaN for a class that was not asked for
-    overall: float     # the same over all classes, NaN before the first step
-    curves: bytes      # PNG
-    nearest: bytes = b""  # PNG of the nearest real images, where they are shown
-
-# %% ../nbs/studio.ipynb #06dccb89
-RECENT = 20  # steps whose batches the accuracies are taken from
-
-# %% ../nbs/studio.ipynb #e1db35d3
-def recent_accuracy(
-    inverter: Inverter,
-) -> tuple[Tensor, float]:  # [N] and overall, in [0, 1]; NaN where nothing was asked for
-    "Inversion accuracy of the last `RECENT` training batches."
-    if inverter.log is None or not len(inverter.log.table):
-        return torch.full((inverter.classifier.n_classes,), torch.nan), float("nan")
-    hits, asked = (inverter.columns(inverter.log.table[-RECENT:], name).sum(0) for name in ("hits", "asked"))
-    return hits / asked, (hits.sum() / asked.sum()).item()
-
-# %% ../nbs/studio.ipynb #dd4b9665
-def term_curves(
-    inverter: Inverter,
-) -> dict[str, Tensor]:  # [steps] each, by symbol; "accuracy" in [0, 1] is a mean over the last `RECENT` batches
-    "What the curves show: every term that has had a weight, NaN where it had none, and the accuracy."
-    if inverter.log is None: return {"accuracy": torch.zeros(0)}
-    table, at = inverter.log.table, {name: i for i, name in enumerate(inverter.log.columns)}
-    terms = {row.symbol: table[:, at[row.name]] for row in inverter.objective.terms if row.name in at}
-    sums = (inverter.columns(table, name).sum(1).cumsum(0) for name in ("hits", "asked"))
-    hits, asked = (torch.nn.functional.pad(sum, (RECENT, 0)) for sum in sums)
-    accuracy = (hits[RECENT:] - hits[:-RECENT]) / (asked[RECENT:] - asked[:-RECENT])
-    return {symbol: curve for symbol, curve in terms.items() if curve.isfinite().any()} | {"accuracy": accuracy}
-
-# %% ../nbs/studio.ipynb #bc12e061
-@patch
-def look(
-    self: Workbench,
-    curves: bytes | None = None,  # old ones, where a new drawing would take too long
-) -> Frame:
-    "Sample, measure and draw."
-    start, only, most = time.perf_counter(), self.only_class, self.classes_shown
-    rows = self.inverter.conditioning.classes[:most] if only is None else [only] * min(10, most)
-    labels = torch.tensor(rows).repeat_interleave(self.columns)
-    samples = self.inverter.sample(len(labels), labels=labels, seed=self.settings["seed"])
-    accuracy, overall = recent_accuracy(self.inverter)
-    self.drawn = curves or self.plot.png(term_curves(self.inverter))
-    frame = Frame(self.inverter.step, samples, png_bytes(samples.images, self.columns),
-                  [self.class_names[k] for k in rows], self.columns, accuracy, overall, self.drawn)
-    if curves is None: self.interval = max(0.25, 8 * (time.perf_counter() - start))
-    return frame
-
-# %% ../nbs/studio.ipynb #57b6cc29
-@patch
-def apply(self: Workbench, *, afresh: bool = False) -> None:
-    "Let objective and inverter have the present settings."
-    self.objective.update(**{name: self.settings[name] for name in self.objective.numbers})
-    if afresh: self.inverter, self.plot = self.build(), Curves()
-    self.inverter.adjust(dropout=self.settings.get("dropout"), temperature=self.settings["temperature"])
-
-# %% ../nbs/studio.ipynb #13b47ae0
-@dataclass
-class Moment:
-    "What undo goes back to."
-    name: str            # of the setting that was then changed
-    when: float          # seconds
-    settings: dict       # all settings
-    inverter: Inverter
-    snapshot: tuple      # see `Inverter.snapshot`
-
-# %% ../nbs/studio.ipynb #bb411c8c
-@patch
-def remember(self: Workbench, name: str) -> None:
-    "Keep what undo needs; moves of one control within two seconds are one change."
-    now = time.perf_counter()
-    if self.moments and self.moments[-1].name == name and now - self.moments[-1].when < 2:
-        self.moments[-1].when = now
-    else:
-        self.moments.append(Moment(name, now, self.settings, self.inverter, self.inverter.snapshot()))
-
-# %% ../nbs/studio.ipynb #1518191d
-@patch
-def set(self: Workbench, name: str, value: object) -> None:
-    "Change one setting, from the next step on; conditioning and seed start afresh."
-    if name not in self.settings:
-        raise ValueError(f"there is no setting {name!r}: expected some of {', '.join(self.settings)}")
-    if name in self.objective.numbers: self.objective.update(**{name: value})  # refused before anything is changed
-    self.remember(name)
-    self.settings = self.settings | {name: value}
-    self.apply(afresh=name in ("conditioning", "seed"))
-
-# %% ../nbs/studio.ipynb #1ad05426
-@patch
-def undo(self: Workbench) -> None:
-    "Be as before the last change: settings, generator, and log."
-    if not self.moments: return
-    moment = self.moments.pop()
-    self.settings, self.inverter, self.plot = moment.settings, moment.inverter, Curves()
-    self.inverter.rewind(*moment.snapshot)
-    self.apply()
-
-# %% ../nbs/studio.ipynb #7f584914
-@patch
-def reset(self: Workbench) -> None:
-    "Start afresh with the present settings; undo brings the old generator back."
-    self.remember("reset")
-    self.apply(afresh=True)
-
-# %% ../nbs/studio.ipynb #6d9ef630
-@patch
-def in_words(self: Workbench, settings: dict[str, object]) -> dict[str, str]:  # name: symbol and value
-    "Settings with their symbols."
-    shown = {name: f"{value:.4g}" if isinstance(value, float) else value for name, value in settings.items()}
-    return {name: f"{self.rows[name].symbol} {value}" for name, value in shown.items()}
-
-# %% ../nbs/studio.ipynb #03cbf951
-@patch
-def as_yaml(self: Workbench) -> str:
-    "The present settings as parameters of the chapter."
-    import yaml
-
-    steps = {"steps": self.inverter.step} if self.inverter.step else {}
-    how = f"# netinv run nbs/{self.chapter}.ipynb --profile FILE.yaml\n"
-    return how + yaml.safe_dump(self.settings | steps, sort_keys=False)
-
-# %% ../nbs/studio.ipynb #8a8bda4a
-@patch
-def settle(self: Workbench) -> None:
-    "Carry out what waits."
-    while self.pending: self.pending.popleft()()
-
-# %% ../nbs/studio.ipynb #df5ca557
-@patch
-def work(self: Workbench, stopping: Callable[[], bool] = lambda: False) -> Frame:
-    "Train until the next look is due, or something was changed; then look."
-    due = time.perf_counter() + self.interval
-    interrupted = lambda _: bool(self.pending) or stopping() or time.perf_counter() >= due
-    if not self.pending: self.inverter.fit(FOREVER, on_step=interrupted, progress=False)
-    if not self.pending: return self.look()
-    self.settle()
-    self.inverter.fit(1, progress=False)
-    return self.look(self.drawn)
-
-# %% ../nbs/studio.ipynb #f4951de4
-FOREVER = 10**9  # steps
+from .perturbation import Perturbation
+from .workbench import Frame, Workbench
 
 # %% ../nbs/studio.ipynb #bdc82632
 _studios = weakref.WeakValueDictionary()  # by cell
@@ -250,13 +44,24 @@ def replace_in_cell(
     if previous := _studios.get(cell): previous.close()
     _studios[cell] = studio
 
+# %% ../nbs/studio.ipynb #02e62b0e
+MOVES = {field.name for field in fields(Perturbation)} | {"clean", "channels"}  # how images are moved
+
+def groups(rows: list[Term | Setting]) -> dict[str, list[str]]:  # names by the title of their fold
+    "Which sliders stand together."
+    titles = {row.name: "weights" if isinstance(row, Term) else "the run" if row in RUN_SETTINGS
+              else "moved images" if row.name in MOVES else "help for classes" for row in rows}
+    return {title: [name for name in titles if titles[name] == title] for title in dict.fromkeys(titles.values())}
+
 # %% ../nbs/studio.ipynb #1a1646e0
 class InversionStudio(Workbench, widgets.VBox):
     "Inverts a classifier live: sliders on the left, images, accuracies and curves on the right."
     def make_screen(self) -> None:
         "Widgets and loop, and the first picture."
         work = lambda: self.work(lambda: self.loop.stopping)
-        self.loop = LiveLoop(work, lambda frame: self.show(frame), self.fail, lambda: self.pending and self.refresh())
+        self.loop = LiveLoop(work, lambda frame: self.show(frame), self.fail, lambda: self.rest(), lambda: self.tick())
+        self.presence = Presence(lambda: self.come(), lambda: self.go(), self.starts)
+        self.alone, self.told, self.kept = False, [], {}
         widgets.VBox.__init__(self, self.lay_out())
         replace_in_cell(self)
         self.show(self.look())
@@ -265,6 +70,7 @@ class InversionStudio(Workbench, widgets.VBox):
         "Say what went wrong where it is seen."
         told = f"<b>{type(error).__name__}</b>: {html.escape(str(error))}"
         self.alert.value = f'<div role="alert" style="border-left:4px solid #d62728;padding:4px 8px">{told}</div>'
+        self.alert.layout.display = None
         self.label_start()
 
     def __repr__(self) -> str:
@@ -273,58 +79,84 @@ class InversionStudio(Workbench, widgets.VBox):
 # %% ../nbs/studio.ipynb #c91f89ac
 @patch
 def lay_out(self: InversionStudio) -> list[widgets.Widget]:
-    "Make all widgets, and put them in their places."
+    "Make all widgets, and put them in their places: what matters fits on a screen of 1280 x 800 pixels."
     inputs = {name: control(self.rows[name], value) for name, value in self.settings.items()}
-    self.controls = Controls(inputs, lambda name, value: self.do(lambda: self.set(name, value)))
-    buttons = widgets.HBox(self.buttons(), layout=WRAP)
-    shown = [("all classes", -1), *zip(self.class_names, range(self.classifier.n_classes))]
-    self.only = widgets.Dropdown(options=shown, description="show", tooltip="all classes, or one of them",
-                                 style={"description_width": "6em"})
-    self.only.observe(lambda change: self.show_only(change["new"]), "value")
-    self.status, self.alert, self.bars, self.details, self.below = (widgets.HTML() for _ in range(5))
-    self.grid, self.curves, self.copy = ImageGrid(), widgets.HTML(), CopyText(label="Copy as papermill parameters")
+    self.controls = Controls(inputs, lambda *move: self.moved(*move), groups([self.rows[name] for name in inputs]))
+    self.copying = CopyAs({"a command": self.as_command, "Python": self.as_python, "parameters": self.as_yaml})
+    self.status, self.state, self.alert, self.bars, self.below, self.difference = (widgets.HTML() for _ in range(6))
+    self.grid, self.curves = ImageGrid(), widgets.HTML(layout={"width": "100%"})
     self.grid.observe(lambda _: self.explain(), "selected")
-    self.kept = {side: widgets.HTML() for side in "AB"}
-    left = widgets.VBox([self.controls, self.only, self.copy], layout={"flex": "0 0 23em"})
-    middle = widgets.VBox([self.grid, self.below, self.curves], layout={"flex": "1 1 26em", "min_width": "0"})
-    right = widgets.VBox([self.bars, self.details], layout={"flex": "0 0 15em"})
-    columns, kept = widgets.HBox([left, middle, right], layout=WRAP), widgets.HBox([*self.kept.values()], layout=WRAP)
-    return [buttons, self.status, self.alert, columns, kept]
+    many = self.classifier.n_classes > self.classes_shown
+    more = [Fold("accuracy by class", [self.bars], opened=False)] if many else []
+    more += [Fold("take away", [self.copying], opened=False)]
+    left = widgets.VBox([self.controls, *more], layout={"flex": "0 0 16.5em", "overflow": "visible"})
+    right = widgets.VBox([self.grid, self.below, self.curves], layout={"flex": "1 1 24em", "min_width": "0"})
+    self.alert.layout.display, self.status.layout = "none", {"flex": "0 1 auto", "min_width": "0"}
+    told = widgets.HBox([self.status, self.state], layout={"grid_gap": "12px", "overflow": "hidden"})
+    columns = widgets.HBox([left, right], layout=WRAP | {"overflow": "visible"})
+    return [self.presence, widgets.HBox(self.buttons(), layout=WRAP), told, self.alert, self.difference, columns]
 
 # %% ../nbs/studio.ipynb #2aa13840
 @patch
-def buttons(self: InversionStudio) -> list[widgets.Button]:
-    "Start, reset, undo, keep and close."
+def buttons(self: InversionStudio) -> list[widgets.Widget]:
+    "Start, reset, undo; which classes; keep, and what is shown; close."
     again = "start afresh, with the present settings and seed"
     back = "take back the last change of a setting, and the generator with it"
     self.start_button = button("Start", "play", lambda: self.toggle(), "train, or pause")
-    self.reset_button = button("Reset", "refresh", lambda: self.do(self.reset), again)
-    self.undo_button = button("Undo", "undo", lambda: self.do(self.undo), back)
+    self.reset_button = button("Reset", "refresh", lambda: self.do(self.reset, "reset"), again)
+    self.undo_button = button("Undo", "undo", lambda: self.do(self.undo, "undo"), back)
+    shown = [("all classes", -1), *zip(self.class_names, range(self.classifier.n_classes))]
+    self.only = widgets.Dropdown(options=shown, tooltip="all classes, or one of them", layout={"width": "9em"})
+    self.only.observe(lambda change: self.show_only(change["new"]), "value")
     self.keep_buttons = [button(f"Keep {side}", "thumb-tack", partial(lambda side: self.keep(side), side),
                                 f"keep the present picture as {side}") for side in "AB"]
+    self.view = widgets.ToggleButtons(options=["live", "A", "B"], style={"button_width": "3.5em"},
+                                      tooltips=["the run as it is", "what was kept as A", "what was kept as B"])
+    self.view.observe(lambda _: self.draw(), "value")
     self.close_button = button("Close", "times", lambda: self.close(), "stop, and take the studio away")
-    return [self.start_button, self.reset_button, self.undo_button, *self.keep_buttons, self.close_button]
+    return [self.start_button, self.reset_button, self.undo_button, self.only, *self.keep_buttons, self.view,
+            self.close_button]
 
 # %% ../nbs/studio.ipynb #f29b0cfe
 @patch
 def show(self: InversionStudio, frame: Frame) -> None:
     "Put a frame on the screen."
-    self.frame = frame
-    with self.grid.hold_sync():
-        self.grid.rows, self.grid.columns, self.grid.names = len(frame.names), frame.columns, frame.names
-        classes = ", ".join(dict.fromkeys(frame.names))
-        self.grid.alt = f"images that the classifier takes for {classes}, at step {frame.step}"
-        self.grid.png = frame.png
+    self.frame, self.shown_at = frame, time.perf_counter()
+    if not self.pending: self.told.clear()
+    self.draw()
     self.bars.value = accuracy_bars(self.class_names, frame.accuracy)
     alt = "curves of the terms and of the inversion accuracy over the steps"
-    self.curves.value = html_image(frame.curves, alt, pixels=False)
-    known, worst = frame.overall == frame.overall, frame.accuracy.nan_to_num(1).min()
-    accuracy = f" · inversion accuracy <b>{frame.overall:.1%}</b>, worst class {worst:.0%}" if known else ""
-    words = ", ".join(self.in_words(self.settings).values())
-    self.status.value = f"step <b>{frame.step}</b>{accuracy} · {words}"
-    self.copy.text = self.as_yaml()
+    self.curves.value = html_image(frame.curves, alt, pixels=False, width="46em")
+    self.status.value = f'<div style="overflow:hidden;text-overflow:ellipsis">{self.headline(frame)}</div>'
     self.undo_button.disabled = not self.moments
+    self.say()
+    self.copying.write()
+
+@patch
+def draw(self: InversionStudio) -> None:
+    "The images: those of the run, or those that were kept."
+    side = self.view.value
+    frame = self.seen = self.kept[side][1] if side in self.kept else self.frame
+    with self.grid.hold_sync():
+        self.grid.rows, self.grid.columns, self.grid.names = len(frame.names), frame.columns, frame.names
+        self.grid.shares, classes = frame.shares, ", ".join(dict.fromkeys(frame.names))
+        kept = f"kept as {side}: " if side in self.kept else ""
+        self.grid.alt = f"{kept}images that the classifier takes for {classes}, at step {frame.step}"
+        self.grid.png = frame.png
+    missing = f"nothing is kept as {side} yet" if side not in ("live", *self.kept) else ""
+    self.difference.value = missing or self.compared(self.kept)
+    self.difference.layout.display = None if self.difference.value else "none"
     if self.grid.selected >= 0: self.explain()
+
+@patch
+def say(self: InversionStudio) -> None:
+    "What it is doing, and what waits."
+    since = time.perf_counter() - self.shown_at
+    doing = f"step {self.frame.step + 1}, {since:.0f} s" if since > 2 else "training"
+    if not self.loop.running: doing = "pausing after this step" if self.loop.working else "paused"
+    if self.alone: doing += ": nobody was watching"
+    if self.told: doing += f" · waits for the end of the step: {html.escape(', '.join(self.told))}"
+    self.state.value = f'<span role="status" style="opacity:.75">{doing}</span>'
 
 # %% ../nbs/studio.ipynb #28e80ae1
 @patch
@@ -339,10 +171,21 @@ def refresh(self: InversionStudio) -> None:
 
 # %% ../nbs/studio.ipynb #e312d1ea
 @patch
-def do(self: InversionStudio, change: Callable[[], None]) -> None:
-    "Carry out a change of settings or state between two steps."
+def do(
+    self: InversionStudio,
+    change: Callable[[], None],
+    told: str = "a change",  # what it is, for the screen
+) -> None:
+    "Carry out a change of settings, state or view between two steps."
     self.pending.append(change)
-    if not self.loop.busy: self.refresh()
+    if not self.loop.busy: return self.refresh()
+    if told.split(" ")[0] not in [other.split(" ")[0] for other in self.told]: self.told.append(told)
+    self.say()
+
+@patch
+def moved(self: InversionStudio, name: str, value: object) -> None:
+    "A slider was moved."
+    self.do(lambda: self.set(name, value), self.in_words({name: value})[name])
 
 # %% ../nbs/studio.ipynb #d65df5a9
 @patch
@@ -355,9 +198,15 @@ def undo(self: InversionStudio) -> None:
 @patch
 def toggle(self: InversionStudio) -> None:
     "Start, or pause."
-    self.alert.value = ""
+    self.alert.layout.display = "none"
+    self.alone, self.starts, self.shown_at = False, False, time.perf_counter()
     self.loop.stop() if self.loop.running else self.loop.start()
     self.label_start()
+
+@patch
+def rest(self: InversionStudio) -> None:
+    "The last piece of work is done."
+    self.refresh() if self.pending else self.say()
 
 # %% ../nbs/studio.ipynb #cb909ea5
 @patch
@@ -365,54 +214,70 @@ def label_start(self: InversionStudio) -> None:
     "Let the button say what it will do."
     running = self.loop.running
     self.start_button.description, self.start_button.icon = ("Pause", "pause") if running else ("Start", "play")
+    self.say()
+
+# %% ../nbs/studio.ipynb #51e79e2a
+@patch
+def come(self: InversionStudio) -> None:
+    "Somebody is watching."
+    if self.alone or self.starts: self.toggle()
+
+@patch
+def go(self: InversionStudio) -> None:
+    "Nobody is watching any more."
+    if not self.loop.running: return
+    self.loop.stop()
+    self.alone = True
+    self.label_start()
+
+@patch
+def tick(self: InversionStudio) -> None:
+    "A second of training has passed."
+    self.presence.tick()
+    self.say()
 
 # %% ../nbs/studio.ipynb #3ec4f653
 def _big(image: Tensor, alt: str) -> str:
-    "One image, about 110 pixels wide."
-    return f"<div>{html_image(png_bytes(image[None], 1, scale=max(1, 112 // image.shape[-1])), alt)}</div>"
+    "One image, about 90 pixels wide, with a caption."
+    picture = html_image(png_bytes(image[None], 1, scale=max(1, 90 // image.shape[-1])), alt)
+    return f'<figure style="display:inline-block;margin:2px 6px 2px 0">{picture}<figcaption>{alt}</figcaption></figure>'
 
 # %% ../nbs/studio.ipynb #a92143f9
 @patch
 def explain(self: InversionStudio) -> None:
     "Show the chosen image enlarged, its probabilities, and its nearest real image."
-    at, samples = self.grid.selected, self.frame.samples
+    at, samples = self.grid.selected, self.seen.samples
     if not 0 <= at < len(samples): return
     probs, image = samples.probs[at].cpu(), samples.images[at].cpu()
-    top = probs.topk(min(5, len(probs)))
+    top = probs.topk(min(4, len(probs)))
     bars = accuracy_bars([self.class_names[k] for k in top.indices], top.values)
     asked = html.escape(self.class_names[samples.labels[at]])
-    text = f"<b>asked for {asked}</b>{_big(image, 'the chosen image')}{bars}"
-    self.details.value = text if self.data is None else text + self.beside(image)
+    real, found = ("", "") if self.data is None else self.beside(image)
+    self.grid.details = f"<b>asked for {asked}</b><br>{_big(image, 'drawn')}{real}{bars}{found}"
 
 # %% ../nbs/studio.ipynb #e0155fe0
 @patch
-def beside(self: InversionStudio, image: Tensor) -> str:  # HTML
-    "The nearest real image, in words and as a picture."
+def beside(self: InversionStudio, image: Tensor) -> tuple[str, str]:  # HTML
+    "The nearest real image, as a picture and in words."
     train = self.data.train
     k, correlation = (found.item() for found in nearest_images(image[None].to(train.images.device), train.images))
     name = html.escape(self.class_names[int(train.labels[k])])
-    picture = _big(train.images[k].cpu().float() / 255, f"a real image of class {name}")
-    return f"nearest of {len(train):,} real images: <b>{name}</b>,<br>correlation {correlation:.2f}{picture}"
+    words = f"nearest of {len(train):,} real images, correlation {correlation:.2f}"
+    return _big(train.images[k].cpu().float() / 255, f"real {name}"), words
 
 # %% ../nbs/studio.ipynb #f20253cc
 @patch
 def show_only(self: InversionStudio, k: int) -> None:
     "Show images of class `k` alone, or of all classes for -1."
-    self.only_class = None if k < 0 else k
-    self.refresh()
+    def show() -> None: self.only_class = None if k < 0 else k
+    self.do(show, "all classes" if k < 0 else f"class {self.class_names[k]}")
 
 # %% ../nbs/studio.ipynb #5297209f
 @patch
 def keep(self: InversionStudio, side: str) -> None:
     "Keep the present picture as `side`, A or B."
-    self.kept_settings = getattr(self, "kept_settings", {}) | {side: (self.settings, self.frame)}
-    for name, (settings, frame) in self.kept_settings.items():
-        others = [other for key, (other, _) in self.kept_settings.items() if key != name]
-        differs = {s for s in settings if any(other[s] != settings[s] for other in others)}
-        words = [f"<b>{word}</b>" if s in differs else word for s, word in self.in_words(settings).items()]
-        hits = "" if frame.overall != frame.overall else f", inversion accuracy {frame.overall:.1%}"
-        picture = html_image(frame.png, f"kept images {name}")
-        self.kept[name].value = f"<b>{name}</b>: step {frame.step}{hits}<br>{', '.join(words)}<br>{picture}"
+    self.kept = self.kept | {side: (self.settings, self.frame)}
+    self.draw()
 
 # %% ../nbs/studio.ipynb #e8f6d20a
 def _below(widget: widgets.Widget) -> list[widgets.Widget]:
@@ -431,21 +296,23 @@ def close(self: InversionStudio) -> None:
 
 # %% ../nbs/studio.ipynb #e908f057
 class ReconstructionStudio(InversionStudio):
-    "Reconstructs training-like images live (section 5.3), above the real images nearest to them."
+    "Reconstructs training-like images live (section 5.3), each beside the real image nearest to it."
     chapter, usual = "reconstruction", staticmethod(Reconstruction.recipe)
 
-    def look(self, curves: bytes | None = None) -> Frame:
-        "Sample, measure and draw, and look for the nearest real images."
-        frame = super().look(curves)
-        if self.data is None: return frame
+    @property
+    def tiles_in_a_row(self) -> int:
+        "How many pairs of a class are drawn."
+        return self.columns if self.data is None else max(1, self.columns // 2)
+
+    def tiles(self, images: Tensor) -> Tensor:
+        "Each image, a gray line, and the nearest real image."
+        if self.data is None: return images
         train = self.data.train.images
-        near = nearest_images(frame.samples.images.to(train.device), train)[0]
-        frame.nearest = png_bytes(train[near].cpu(), frame.columns)
-        return frame
+        real = train[nearest_images(images.to(train.device), train)[0]].to(images.device).float() / 255
+        return torch.cat([images, torch.full_like(images[..., :1], 0.5), real], 3)
 
     def show(self, frame: Frame) -> None:
-        "Put a frame on the screen, and the nearest real images below."
+        "Put a frame on the screen."
         super().show(frame)
-        if not frame.nearest: return
-        picture = html_image(frame.nearest, "the nearest real image to each of the images above")
-        self.below.value = f"nearest of {len(self.data.train):,} real images{picture}"
+        if self.data is None: return
+        self.below.value = f"in each pair: reconstructed, and the nearest of {len(self.data.train):,} real images"

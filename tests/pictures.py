@@ -3,19 +3,35 @@
     python tests/pictures.py studio sliders explorer
 """
 import io
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+import nbformat
 from browser import FLAGS, ROOT, chromium_path
+from papermill.iorw import load_notebook_node
+from papermill.parameterize import parameterize_notebook
 from PIL import Image, ImageChops
 from playwright.sync_api import sync_playwright
-from test_studio import button, jupyterlab, of_chapter, status, step, wait_until
+from test_studio import button, jupyterlab, status, step, wait_until
 
 STUDIO = ["source = ", "studio = InversionStudio"]
 SLIDERS = ["source = ", "dark = Term"]
 EXPLORER = ["sizes = ", "train = ", "explorer = OODExplorer"]
+
+
+def of_chapter(name: str, folder: Path, *examples: str, **parameters) -> Path:
+    "A chapter with what it defines, and of its examples those with one of these lines; others keep the kernel busy."
+    lines = re.compile("|".join([r"^#\| (default_exp|export|hide)", *(f"^{re.escape(line)}" for line in examples)]), re.M)
+    notebook = parameterize_notebook(load_notebook_node(str(ROOT / f"nbs/{name}.ipynb")), parameters)
+    wanted = lambda cell: cell.metadata.get("tags") or lines.search(cell.source)
+    notebook.cells = [cell for cell in notebook.cells if cell.cell_type == "code" and wanted(cell)]
+    for cell in notebook.cells: cell.outputs, cell.execution_count = [], None
+    (folder / "nbs").mkdir(parents=True)
+    nbformat.write(notebook, folder / f"nbs/{name}.ipynb")
+    return folder / f"nbs/{name}.ipynb"
 
 
 def train(page) -> None:

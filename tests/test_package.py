@@ -24,7 +24,7 @@ MODULES = sorted(ROOT.glob("netinv/*.py"))
 NOTEBOOKS = sorted(ROOT.glob("nbs/**/*.ipynb"))
 HEAVY = {"pandas", "matplotlib", "sklearn", "scipy", "torchvision", "torchmetrics", "papermill", "IPython", "prdc",
          "vendi_score"}
-WIDGETS = {"parts", "studio", "explorer"}  # which are nothing without IPython
+WIDGETS = {"parts", "workbench", "studio", "explorer"}  # which are nothing without IPython
 OLD_NAMES = json.loads((ROOT / "tests/names_0_1_0.json").read_text(encoding="utf-8"))  # of each module in 0.1.0
 
 

@@ -5,8 +5,8 @@ function render({ model, el }) {
   button.className = "jupyter-button";
   button.textContent = model.get("label");
   shown.readOnly = true;
-  shown.rows = 4;
-  shown.setAttribute("aria-label", "settings as YAML");
+  shown.rows = 6;
+  shown.setAttribute("aria-label", "the text to copy");
 
   const fill = () => { if (shown.value !== model.get("text")) shown.value = model.get("text"); };
   button.onclick = async () => {
