@@ -94,6 +94,10 @@ def _signs_without_data(
     if found["moves"] > 100:
         signs.append(f"answers are extreme: over 120 different images a logit varies by {found['moves']:.0f}. Perhaps "
                      "the model wants smaller pixels (0..1), or its weights are damaged")
+    headless = found["n_classes"] >= 32 and found["lowest"] >= 0 and not found["ends_with"]
+    if headless and not any("rather than logits" in doubt for doubt in signs):
+        signs.append(f"none of the {found['n_classes']} outputs is ever negative: perhaps the model has no head, and "
+                     "these are features")
     if found["unreachable"]:
         signs.append(f"{_some(found['unreachable'], found['classes'])} cannot be answered, whatever the image")
     return signs

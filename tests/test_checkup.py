@@ -158,7 +158,7 @@ def test_other_numbers_of_classes_and_features() -> None:
     thin = nn.Sequential(nn.Flatten(), nn.Linear(432, 1), nn.Linear(1, N))
     assert "one number for an image" in signs(FrozenClassifier(thin, shape=SHAPE, device="cpu"))
     bare = nn.Sequential(nn.Conv2d(3, 64, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
-    assert "seem to be features rather than logits" in signs(FrozenClassifier(bare, shape=SHAPE, device="cpu"))
+    assert "perhaps the model has no head" in signs(FrozenClassifier(bare, shape=SHAPE, device="cpu"))
 
 
 def test_images_of_another_size_are_refused_or_scaled() -> None:
