@@ -104,7 +104,8 @@ class Fold(widgets.VBox):
     "Widgets below a heading that folds them away."
     def __init__(self, title: str, inside: list[widgets.Widget], opened: bool = True):
         self.head = button(title, "", lambda: self.fold(not self.opened), "")
-        self.head.layout.align_self, self.head.style = "flex-start", {"button_color": "transparent", "font_weight": "bold"}
+        self.head.layout.align_self = "flex-start"
+        self.head.style = {"button_color": "transparent", "font_weight": "bold"}
         self.inside = widgets.VBox(inside, layout={"overflow": "visible", "flex": "0 0 auto"})
         super().__init__([self.head, self.inside], layout={"flex": "0 0 auto", "overflow": "visible"})
         self.fold(opened)

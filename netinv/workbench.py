@@ -312,7 +312,8 @@ def as_command(self: Workbench) -> str:
     elif self.generator: return "# netinv invert cannot have a generator of your own: take the Python code\n"
     lost = "# its preprocess is not in this line: add --mean and --std\n" if self.classifier.preprocess else ""
     words = [f"--{name} {shlex.quote(_as_flag(value))}" for name, value in flags.items() if value is not None]
-    return lost + self.moved_since() + " \\\n    ".join(["netinv invert", *words, f"--steps {self.inverter.step}"]) + "\n"
+    line = ["netinv invert", *words, f"--steps {self.inverter.step}"]
+    return lost + self.moved_since() + " \\\n    ".join(line) + "\n"
 
 def _as_flag(value: object) -> str:
     "A value as the shell gives it."
