@@ -344,7 +344,6 @@ def load_checkpoint(
     return meta
 
 # %% ../nbs/classifier.ipynb #65e09fd1
-@torch.no_grad()
 def _examined(
     model: nn.Module,
     images: Tensor,   # [B, C, H, W], a few

@@ -37,6 +37,9 @@ RENAMED = {
     "DRAW": "a file of the package: netinv/static/hover.js",
     "POINT": "a part of a file of the package: netinv/static/hover.js",
     "KEEP_MEMORY": "a part of PROCESS_SETTINGS in netinv.runner, which also says how threads wait",
+    "warn_if_fickle": "a part of FrozenClassifier in netinv.frozen, whose notes say what it has found",
+    "examine_classifier": "a part of FrozenClassifier in netinv.frozen",
+    "find_features": "find_head and find_hidden in netinv.features",
     "finite_rows": "check_features in netinv.metrics: check_features(images.flatten(1))",
 }
 

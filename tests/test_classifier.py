@@ -1,6 +1,8 @@
 "netinv.classifier: any network can be trained, the same seed gives the same bits, and a killed training goes on."
+import copy
 import math
 import warnings
+from contextlib import contextmanager
 from functools import partial
 
 import pytest
@@ -16,7 +18,9 @@ from netinv.classifier import (
 from netinv.data import ImageData, Split, load_data, to_float
 from netinv.device import borrowed_rng
 from netinv.frozen import FrozenClassifier
-from netinv.samples import accuracy
+from netinv.generator import Generator
+from netinv.inversion import Inverter
+from netinv.samples import accuracy, look
 
 CPU = torch.device("cpu")
 
@@ -118,7 +122,7 @@ def test_training_for_a_single_step():
 
 def test_training_errors():
     data = tiny()
-    with pytest.raises(ValueError, match=r"logits \[2, 4\] but n_classes=3"):
+    with pytest.raises(ValueError, match=r"logits \[8, 4\] but n_classes=3"):
         train_classifier(data, model=mlp((1, 8, 8), 4), device="cpu", progress=False)
     with pytest.raises(ValueError, match="expected 'auto', 'none', 'shift'"):
         train_classifier(data, augment="spin", device="cpu", progress=False)
@@ -285,3 +289,111 @@ def test_every_image_is_shown_once_a_pass():
     rng = torch.Generator().manual_seed(0)
     rows = torch.cat(shuffled_batches(20, 5, rng))
     assert sorted(rows.tolist()) == list(range(20)) and rows.tolist() != list(range(20))
+
+
+SQUASHED = {"softmax": nn.Softmax(1), "sigmoid": nn.Sigmoid(), "softmax, no layer": None}
+
+
+@pytest.mark.parametrize("name", SQUASHED)
+def test_probabilities_are_trained_as_the_logits_behind_them(name):
+    data, plain = tiny(), mlp((1, 8, 8), 3)
+    last = Wrapped(lambda x: x.softmax(1)) if SQUASHED[name] is None else SQUASHED[name]
+    squashed = nn.Sequential(copy.deepcopy(plain), last)
+    settings = dict(epochs=20, batch_size=20, device="cpu", progress=False, amp="off")
+    train_classifier(data, model=plain, **settings)
+    with pytest.warns(UserWarning, match=f"the model ends with a {name.split(',')[0]} and returns probabilities") as told:
+        train_classifier(data, model=squashed, **settings)
+    assert told[0].filename == __file__ and 0 <= squashed(torch.rand(2, 1, 8, 8)).min()
+    images = to_float(data.train.images)
+    torch.testing.assert_close(squashed[0](images), plain(images), rtol=1e-2, atol=1e-2)
+
+
+def test_one_number_is_trained_for_two_classes():
+    data, model = tiny(classes=2), mlp((1, 8, 8), 1)
+    train_classifier(data, model=model, epochs=30, batch_size=8, lr=0.02, device="cpu", progress=False)
+    assert right(model, data) > 0.95
+
+
+@pytest.mark.filterwarnings("error")
+def test_log_probabilities_are_as_good_as_logits():
+    train_classifier(tiny(), model=nn.Sequential(mlp((1, 8, 8), 3), nn.LogSoftmax(1)), epochs=1, device="cpu",
+                     progress=False)
+
+
+@pytest.mark.parametrize("change, says", [
+    (lambda labels: labels + 1, "labels are from 1 to 3: expected 0 to 2 for 3 classes, subtract 1"),
+    (lambda labels: labels - 1, "labels are from -1 to 1"),
+    (lambda labels: F.one_hot(labels), r"labels are \[40, 3\]: expected one class for each image"),
+    (lambda labels: labels + 0.5, "expected whole numbers from 0 to 2"),
+])
+def test_labels_that_are_no_classes(change, says):
+    data = tiny()
+    model = CNN((1, 8, 8), 3)
+    frozen = FrozenClassifier(model, shape=(1, 8, 8), device="cpu")
+    labels = change(data.train.labels)
+    with pytest.raises(ValueError, match=says): look(frozen, data.train.images, labels)
+    try: split = Split(data.train.images, labels)
+    except ValueError: return  # refused already
+    with pytest.raises(ValueError, match=says): accuracy(frozen, split)
+    other = ImageData(split, split, split, data.classes, data.shape, "other")
+    with pytest.raises(ValueError, match=says):
+        train_classifier(other, model=model, epochs=1, device="cpu", progress=False)
+
+
+def test_a_column_of_labels():
+    data = tiny()
+    frozen = FrozenClassifier(CNN((1, 8, 8), 3), shape=(1, 8, 8), device="cpu")
+    samples = look(frozen, data.train.images, data.train.labels[:, None])
+    assert torch.equal(samples.labels, data.train.labels) and samples.hits.shape == (40,)
+
+
+OFF = {"no_grad": torch.no_grad, "inference_mode": torch.inference_mode, "set_grad_enabled": None,
+       "float64": lambda: float64_by_default()}
+
+
+@contextmanager
+def float64_by_default():
+    torch.set_default_dtype(torch.float64)
+    try: yield
+    finally: torch.set_default_dtype(torch.float32)
+
+
+@contextmanager
+def gradients_off_for_good():
+    torch.set_grad_enabled(False)
+    try: yield
+    finally: torch.set_grad_enabled(True)
+
+
+@pytest.mark.parametrize("name", OFF)
+def test_whatever_the_program_around_has_switched_off(name):
+    data = tiny()
+    with (OFF[name] or gradients_off_for_good)():
+        enabled, default = torch.is_grad_enabled(), torch.get_default_dtype()
+        model = train_classifier(data, epochs=1, device="cpu", progress=False)
+        frozen = FrozenClassifier(model, shape=(1, 8, 8), device="cpu")
+        inverter = Inverter(frozen, batch_size=8, generator=Generator.sized(width=16))
+        inverter.fit(2, progress=False)
+        images, _, _ = inverter.generate(4)
+        assert (torch.is_grad_enabled(), torch.get_default_dtype()) == (enabled, default)
+    assert images.dtype == torch.float32 and inverter.step == 2
+    frozen(torch.rand(2, 1, 8, 8, requires_grad=True)).logits.sum().backward()
+
+
+def test_what_is_wrong_with_a_model_is_named():
+    class Two(nn.Module):
+        def forward(self, x, age): return x
+
+    normed = nn.Sequential(nn.Flatten(), nn.Linear(64, 8), nn.BatchNorm1d(8), nn.Linear(8, 3))
+    settings = dict(epochs=1, device="cpu", progress=False)
+    for model, says, more in (
+        (normed, "batch norm learns from two images or more, give a larger batch_size", dict(batch_size=1)),
+        (Two(), "its forward also wants 'age'", {}),
+        (mlp((1, 8, 8), 3).double(), "different precision, call model.float", {}),
+        (mlp((1, 9, 9), 3), "it is made for images of another size, check shape", {}),
+        (nn.Sequential(nn.Conv2d(3, 3, 3), nn.Flatten(), nn.LazyLinear(3)), "it takes 3 channels, not 1: check shape", {}),
+        (nn.Sequential(nn.Conv2d(1, 3, 30), nn.Flatten()), "images are too small for its layers", {}),
+        (Wrapped(lambda x: {}["key"]), "see whether it runs alone", {}),
+    ):
+        with pytest.raises(ValueError, match=says) as error: train_classifier(tiny(), model=model, **settings, **more)
+        assert "\n" not in str(error.value)

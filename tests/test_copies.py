@@ -51,7 +51,6 @@ class Inner(nn.Module):
 compiled = partial(torch.compile, backend="eager")
 COMPILED = {
     "all of it": lambda: compiled(network()),
-    "twice": lambda: compiled(compiled(network())),
     "in place": lambda: (model := network(), model.compile(backend="eager"))[0],
     "its forward": lambda: with_forward(network(), lambda model: compiled(model.forward)),
     "a part": lambda: Inner(lambda m: setattr(m, "net", compiled(m.net))),

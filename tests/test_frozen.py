@@ -707,3 +707,53 @@ def test_other_weights_are_only_tried_on():
     [slope] = torch.autograd.grad(after.logits.sum(), [weight])
     torch.testing.assert_close(slope, after.features.sum(0).expand(3, -1))
     assert torch.equal(frozen(images).logits, before.logits)
+
+
+@pytest.mark.parametrize("model, preprocess", [
+    (lambda: mlp((1, 8, 8), 5), lambda x: x / 255),
+    (lambda: mlp((1, 8, 8), 5), lambda x: (x / 255 - 0.13) / 0.31),
+    (lambda: Wrapped(lambda x, m: m(x / 255), mlp((1, 8, 8), 5)), None),
+    (lambda: CNN((1, 8, 8), 5), lambda x: x / 255),
+])
+def test_images_that_are_divided_by_255_twice(model, preprocess):
+    with pytest.warns(UserWarning, match="seem to be divided by 255 twice") as told:
+        classifier = FrozenClassifier(model(), shape=(1, 8, 8), preprocess=preprocess, device="cpu")
+    assert len(told) == 1 and told[0].filename == __file__ and str(told[0].message) in classifier.notes
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        FrozenClassifier(model(), shape=(1, 8, 8), preprocess=preprocess, pixels="0..255", device="cpu")
+
+
+def test_a_model_without_a_head():
+    headless = resnet(10)
+    headless.fc = nn.Identity()
+    with pytest.warns(UserWarning, match="512 outputs of ResNet seem to be features .* 'fc' is an nn.Identity"):
+        FrozenClassifier(headless, shape=(3, 32, 32), device="cpu")
+    without = Wrapped(lambda x, m: m(x).relu(), nn.Sequential(nn.Conv2d(1, 64, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten()))
+    without.num_classes = 0
+    with pytest.warns(UserWarning, match="because its num_classes is 0: give a model with a head, or n_classes=64"):
+        FrozenClassifier(without, shape=(1, 8, 8), device="cpu")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        FrozenClassifier(headless, shape=(3, 32, 32), n_classes=512, device="cpu")
+
+
+@pytest.mark.parametrize("transform", ["ToTensor", "PILToTensor"])
+def test_a_training_transform_as_preprocess(transform):
+    from torchvision import transforms
+
+    steps = transforms.Compose([transforms.RandomCrop(8), getattr(transforms, transform)()])
+    with pytest.raises(ValueError, match=f"preprocess cannot take images .*: leave out {transform}"):
+        FrozenClassifier(mlp((1, 8, 8), 5), shape=(1, 8, 8), preprocess=steps, device="cpu")
+
+
+def test_formulas_compute_in_float32_whatever_autocast_says():
+    logits = mlp((1, 8, 8), 5)
+    with torch.no_grad(): logits[3].weight.mul_(30)
+    images = torch.rand(9, 1, 8, 8)
+    for squash in (torch.sigmoid, lambda z: torch.logit(z.sigmoid(), 1e-7)):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            classifier = FrozenClassifier(Wrapped(lambda x, m: squash(m(x)), logits), shape=(1, 8, 8), device="cpu")
+        with torch.autocast("cpu", torch.bfloat16): found = classifier(images).logits
+        torch.testing.assert_close(found, logits(images), rtol=1e-2, atol=1e-1)
