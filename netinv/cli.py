@@ -11,7 +11,9 @@ import json
 import os
 import re
 import shlex
+import signal
 import sys
+import threading
 import traceback
 import warnings
 from collections.abc import Callable, Iterator
@@ -21,8 +23,8 @@ from typing import TYPE_CHECKING
 
 from .flags import Flag, Parser, add_flags, flags_of, flags_of_table, read_accuracy, read_numbers
 from netinv.runner import (
-    RunFailed, UsageError, list_notebooks, process_settings, read_parameters, report_folder, run_folder, run_notebook,
-    short_path,
+    RunFailed, UsageError, find_notebook, list_notebooks, load_profile, notebook_parameters, process_settings,
+    read_parameters, report_folder, run_folder, run_notebook, short_path,
 )
 
 if TYPE_CHECKING:
@@ -48,9 +50,26 @@ def _list(args: argparse.Namespace) -> None:
     list_notebooks()
 
 # %% ../nbs/cli.ipynb #0a364370
+def _say_what_is_missing(
+    notebook: str,
+    values: dict[str, object],  # parameters that were given
+    profile: str | None,
+) -> None:
+    "A line for each data set that the notebook asks for and this machine does not have."
+    from netinv.data import NAMED_SETS, is_here
+
+    source = find_notebook(notebook)
+    wanted = notebook_parameters(source) | (load_profile(profile, source) if profile else {}) | values
+    named = [name for value in wanted.values() for name in (value if isinstance(value, list) else [value])]
+    for name in dict.fromkeys(name for name in named if isinstance(name, str) and name in NAMED_SETS):
+        if not is_here(name):
+            _say(f"note: {name} is not on this machine, and notebooks use digits instead: NETINV_DATA names a folder "
+                 "that has it")
+
 def _run(args: argparse.Namespace) -> None:
     "The command `netinv run`."
     values = read_parameters(args.notebook, args.parameters)
+    _say_what_is_missing(args.notebook, values, args.profile)
     report_folder(run_notebook(args.notebook, values, profile=args.profile, out=args.out, kernel=args.kernel))
 
 # %% ../nbs/cli.ipynb #35da0af6
@@ -241,19 +260,38 @@ def _commas(
     return ", ".join(map(str, numbers[:most])) + more
 
 # %% ../nbs/cli.ipynb #91038f75
+@contextmanager
+def _stopped_by_signals() -> Iterator[list[int]]:  # the signals that have come
+    "While it lasts, the first Ctrl-C or SIGTERM only asks for an end; the second one is an end."
+    came = []
+    def note(number: int, _) -> None:
+        if came: raise KeyboardInterrupt
+        came.append(number)
+        _say("stopping after this step; once more stops at once, and loses what came after the last checkpoint")
+    if threading.current_thread() is not threading.main_thread():  # which alone hears signals
+        yield came
+        return
+    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    try: yield came
+    finally:
+        for number, handler in before.items(): signal.signal(number, handler)
+
 def _invert(
     args: argparse.Namespace,
 ) -> None:
     "The command `netinv invert`: train, save and tell."
     if args.resume and not args.out: raise UsageError("--resume needs --out, the run folder with the checkpoint")
-    if args.resume and not Path(args.out, "checkpoint.safetensors").exists():
-        raise UsageError(f"{args.out} holds no checkpoint.safetensors: leave --resume out to start there")
     if args.out and not args.resume and Path(args.out, "checkpoint.safetensors").exists():
         raise UsageError(f"{args.out} holds a run: --resume goes on with it, another --out leaves it alone")
+    if args.resume and not Path(args.out, "checkpoint.safetensors").exists():
+        _say(f"note: no checkpoint in {args.out}, beginning anew")
     inverter = _inverter(args)
     folder = run_folder(_short_name(args.model), args.out)
     try:
-        inverter.fit(checkpoint_dir=folder, **_given(args, "fit"))
+        with _stopped_by_signals() as stopped:
+            inverter.fit(checkpoint_dir=folder, on_step=lambda _: bool(stopped), **_given(args, "fit"))
+        if stopped:
+            raise KeyboardInterrupt(f"after step {inverter.step}; go on with netinv {_going_on(args, folder)}")
         numbers = inverter.save(folder, **_given(args, "save"))
     except (ValueError, OSError, ArithmeticError, RuntimeError) as e:  # RuntimeError: a device without memory, for one
         left = f"; what was saved lies in {short_path(folder)}" if any(folder.iterdir()) else ""
@@ -269,6 +307,20 @@ def _short_name(model: str) -> str:
     parts = [part for part in re.split(r"[^\w.-]+", model) if part]
     return parts[-1].removesuffix(".onnx") if parts else "model"
 
+def _going_on(
+    args: argparse.Namespace,
+    folder: Path,
+    steps: str | None = None,  # None: those that were given
+) -> str:
+    "The words of the command that goes on with a run."
+    again = [word for word in args.words if word != "--resume"]
+    for flag, value in (("--out", str(short_path(folder))), ("--steps", steps)):
+        if value is None: continue
+        at = next((i for i, word in enumerate(again) if word.partition("=")[0] == flag), None)
+        if at is not None: del again[at : at + 1 + ("=" not in again[at])]
+        again += [flag, value]
+    return shlex.join([*again, "--resume"])
+
 def _say_how_to_go_on(
     args: argparse.Namespace,
     folder: Path,
@@ -276,15 +328,10 @@ def _say_how_to_go_on(
 ) -> None:
     "The picture, the command that trains on, and the line of Python that opens the folder."
     place, steps = short_path(folder), f"{max(100, 2 * numbers['steps'])}"
-    again = [word for word in args.words if word != "--resume"]
-    for flag, value in (("--out", str(place)), ("--steps", steps)):
-        at = next((i for i, word in enumerate(again) if word.partition("=")[0] == flag), None)
-        if at is not None: del again[at : at + 1 + ("=" not in again[at])]
-        again += [flag, value]
     scale = {"preprocess": (args.mean or 0.0, args.std or 1.0)} if args.mean or args.std else {}
     given = {**_given(args, "classifier"), **scale}
     call = ", ".join([repr(args.model), *(f"{name}={value!r}" for name, value in given.items())])
-    print(f"look at it: {place / 'samples.png'}\ntrain on:   netinv {shlex.join([*again, '--resume'])}")
+    print(f"look at it: {place / 'samples.png'}\ntrain on:   netinv {_going_on(args, folder, steps)}")
     print(f"in Python:  Inverter.load({str(place)!r}, load_classifier({call}))")
 
 # %% ../nbs/cli.ipynb #b86c92b2
@@ -376,8 +423,12 @@ def main(
 ) -> int:                           # 0 done, 1 the run failed, 2 bad usage, 130 interrupted
     "The command `netinv`."
     os.environ.update(process_settings())
-    args = build_parser().parse_args(argv)
-    args.words = list(sys.argv[1:] if argv is None else argv)
+    words, parser = list(sys.argv[1:] if argv is None else argv), build_parser()
+    if not words:
+        parser.print_help()
+        return 0
+    args = parser.parse_args(_divided(words))
+    args.words = words
     if "source" in args: args.model = _one_source(args)
     try:
         with _sentences(): args.action(args)
@@ -387,10 +438,17 @@ def main(
         return 1 if isinstance(e, RunFailed) else 2
     except BrokenPipeError:  # `| head` has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    except KeyboardInterrupt:
-        print("netinv: interrupted", file=sys.stderr)
+    except KeyboardInterrupt as e:
+        print(f"netinv: interrupted{f': {e}' if str(e) else ''}", file=sys.stderr)
         return 130
     return 0
+
+def _divided(words: list[str]) -> list[str]:
+    "The same with -p NAME=VALUE as -p NAME VALUE."
+    found = []
+    for before, word in zip(["", *words], words):
+        found += word.split("=", 1) if before == "-p" and re.match(r"[A-Za-z_]\w*=", word) else [word]
+    return found
 
 def _one_source(args: argparse.Namespace) -> str:
     "The model, which can be given in two ways."

@@ -324,7 +324,7 @@ def _check_source(source: str) -> None:
     if source not in ("digits", *NAMED_SETS) and not Path(source).expanduser().exists(): raise _no_source(source)
 
 # %% ../nbs/data.ipynb #8820ae75
-def _is_here(source: str) -> bool:
+def is_here(source: str) -> bool:
     "Whether `load_data(source)` would find its files."
     return bool(_files_here(source, data_root())) if source in NAMED_SETS else Path(source).expanduser().exists()
 
@@ -334,7 +334,7 @@ def first_available(
 ) -> str:         # the first that is on this machine, otherwise "digits"
     "A source that needs no network, with a printed line if not the first; a `FileNotFoundError` for an unknown one."
     for name in names: _check_source(name)
-    here = (name for name in names if name == "digits" or _is_here(name))
+    here = (name for name in names if name == "digits" or is_here(name))
     found = next(here, "digits")
     if names and found != names[0]: print(f"{names[0]} is not on this machine: using {found} instead")
     return found

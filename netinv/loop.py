@@ -410,7 +410,7 @@ def fit(
     *,
     until: float | None = None,                   # accuracy wanted of every class, in (0, 1]; without steps: 0.95
     checkpoint_dir: str | os.PathLike | None = None,  # a folder for `checkpoint.safetensors`
-    checkpoint_every: int = 100,                  # steps, rounded up to a multiple of `SYNC_EVERY`
+    checkpoint_every: int = 100,                  # steps, in tens; and after half a minute
     resume: bool = False,                         # go on from the checkpoint, if there is one
     on_step: Callable[[Loop], bool | None] | None = None,  # called after every step; true stops
     progress: bool = True,                        # a bar with loss and accuracy
@@ -424,7 +424,7 @@ def fit(
     if goal: goal.go_on(self.step, meta.get("goal"))
     start, done = meta.get("start", self.step), bool(goal) and (meta.get("reached") or 0) >= goal.until
     end = start if done else start + (MOST_STEPS if steps is None else steps)
-    good, last = self.snapshot(), self.step
+    good, last, saved = self.snapshot(), self.step, time.perf_counter()
     told = lambda: {"start": start, "goal": vars(goal) if goal else None}
     self.began = time.perf_counter() - self.seconds
     with tqdm(total=end if steps is not None else None, initial=self.step, desc="inversion", unit="step",
@@ -439,9 +439,9 @@ def fit(
                 self.show(bar, block, end)
                 done = goal is not None and self.is_done(goal, block)
                 if done or stop: break
-                if checkpoint_dir and self.step - last >= checkpoint_every:
+                if checkpoint_dir and (self.step - last >= checkpoint_every or time.perf_counter() - saved > 30):
                     self.save_checkpoint(checkpoint_dir, reached=None, **told())
-                    last = self.step
+                    last, saved = self.step, time.perf_counter()
         finally:
             if self.log and self.log.filled: self.log.read()  # for a run that was interrupted
     if checkpoint_dir: self.save_checkpoint(checkpoint_dir, reached=goal.until if done else None, **told())

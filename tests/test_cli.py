@@ -80,8 +80,43 @@ def test_interrupted(clone: Path) -> None:
         time.sleep(0.05)
     run.send_signal(signal.SIGINT)
     _, err = run.communicate(timeout=60)
-    assert run.returncode == 130 and err.rstrip().endswith("netinv: interrupted") and "Traceback" not in err
+    assert run.returncode == 130 and "Traceback" not in err
+    assert err.rstrip().endswith("netinv: interrupted: the partly executed notebook is out/slow.ipynb")
     assert '"reached\\n"' in Path("out/slow.ipynb").read_text()
+
+
+def test_a_command_without_words_is_a_question(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([]) == 0
+    assert "usage: netinv" in capsys.readouterr().out
+
+
+def test_list_and_run_from_any_folder_of_a_clone(
+    clone: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Path("nbs/deep").mkdir()
+    monkeypatch.chdir("nbs/deep")
+    assert main(["list"]) == 0 and "sum" in capsys.readouterr().out
+
+
+def test_a_parameter_with_an_equals_sign(clone: Path) -> None:
+    assert main(["run", "sum", "-p", "left=40", "-p", "right", "2", "--out", "out"]) == 0
+    assert "42" in Path("out/sum.ipynb").read_text()
+
+
+def test_run_says_which_data_set_is_missing(
+    clone: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("NETINV_DATA", str(clone / "empty"))
+    write_notebook(Path("nbs/asks.ipynb"), "dataset = 'svhn'\nothers = ['digits', 'mnist']", "print(1)")
+    assert main(["run", "asks", "--out", "out"]) == 0
+    said = capsys.readouterr().err
+    assert all(f"{name} is not on this machine" in said for name in ("svhn", "mnist")) and "digits is" not in said
+
+
+def test_an_assertion_under_other_parameters_has_a_sentence(clone: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_notebook(Path("nbs/checks.ipynb"), "steps = 9", "assert steps > 5")
+    assert main(["run", "checks", "-p", "steps", "3", "--out", "out"]) == 1
+    assert "holds for the notebook's own parameters, and steps had another value" in capsys.readouterr().err
 
 
 IDENTITY = "invert --model torch.nn:Identity --shape 1,8,8 --n_classes 3"
@@ -130,7 +165,6 @@ FLATTEN = "invert --model torch.nn:Flatten --shape 1,8,8 --n_classes 64"
     (f"{FLATTEN} --features nowhere", "has no layer 'nowhere'"),
     (f"{FLATTEN} --class-names a,b", "2 names for 64 classes"),
     (f"{FLATTEN} --class-names none.txt", "or a text file with a name a line, got none.txt"),
-    (f"{FLATTEN} --resume --out nowhere", "nowhere holds no checkpoint.safetensors"),
     (f"{FLATTEN} torch.nn:Identity", "two models are given, torch.nn:Identity and torch.nn:Flatten: give one"),
     ("invert --shape 1,8,8", "the following arguments are required: --model"),
     ("invert --model torch.nn:Flatten", "--shape"),
@@ -197,8 +231,8 @@ def test_list_outside_a_clone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    assert "run netinv in a clone" in sentence(capsys, "list")
-    assert "run netinv in a clone" in sentence(capsys, "run", "losses")
+    assert "go into a clone of netinv" in sentence(capsys, "list")
+    assert "go into a clone of netinv" in sentence(capsys, "run", "losses")
 
 
 @pytest.mark.parametrize("argv", ["--help", "run --help", "list --help", "invert --help", "--version"])
@@ -415,6 +449,28 @@ def test_invert_resumes(classifiers: Path) -> None:
     assert main([*INVERT, "--model", "usersown:small"]) == 0
     assert main([*INVERT, "--model", "usersown:small", "--steps", "6", "--resume"]) == 0
     assert len(Path("out/history.csv").read_text().splitlines()) == 1 + 6
+
+
+def test_invert_begins_anew_where_there_is_nothing_to_resume(classifiers: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*INVERT, "--model", "usersown:small", "--resume"]) == 0
+    assert "no checkpoint in out, beginning anew" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_inversion_says_how_to_go_on(classifiers: Path, number: int) -> None:
+    words = [*INVERT, "--model", "usersown:small", "--steps", "1000000", "--checkpoint-every", "10"]
+    run = subprocess.Popen([*COMMAND, *words], stderr=subprocess.PIPE, text=True,
+                           env={**os.environ, "PYTHONPATH": str(ROOT)},
+                           preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))
+    while not Path("out/checkpoint.safetensors").exists():
+        assert run.poll() is None
+        time.sleep(0.05)
+    run.send_signal(number)
+    _, err = run.communicate(timeout=120)
+    told = re.search(r"interrupted: after step (\d+); go on with netinv (.*)", err)
+    assert run.returncode == 130 and told and "Traceback" not in err
+    assert main([*shlex.split(told[2]), "--steps", str(int(told[1]) + 1)]) == 0
+    assert len(Path("out/history.csv").read_text().splitlines()) == 1 + int(told[1]) + 1
 
 
 def test_invert_leaves_a_run_alone_that_it_is_not_told_to_go_on_with(
