@@ -35,7 +35,7 @@ class Workbench:
         *,
         objective: Objective | None = None,   # its numbers follow the settings; None for the usual one
         data: ImageData | None = None,        # where the nearest real image is looked for, and the class names
-        model: str | None = None,             # where the classifier comes from, as for `netinv invert --model`
+        model: str | None = None,             # where the classifier comes from, as for `load_classifier`
         weights: str | None = None,           # and its file of weights, as for `--weights`
         conditioning: str = "vector-matrix",  # to begin with
         temperature: float = 0.15,            # to begin with

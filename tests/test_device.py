@@ -16,9 +16,10 @@ from netinv.inversion import Inverter
 from netinv.loop import Loop
 
 
-def run(script: str) -> str:
+def run(script: str, **env: str) -> str:
     "What a fresh interpreter prints."
-    return subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout.strip()
+    return subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True,
+                          env={**os.environ, **env}).stdout.strip()
 
 
 def test_torchvision_can_be_imported_after_netinv():
@@ -72,7 +73,8 @@ import netinv.data
 print(hasattr(torch.ops.torchvision, "nms"))
 """
     compiled = [str(tmp_path / "torchvision" / "_C.so")] * loads
-    assert run(script).splitlines() == [*compiled, str(defined)]
+    alone = {"TORCH_DEVICE_BACKEND_AUTOLOAD": "0"}  # else an installed netinv mends before anything is pretended
+    assert run(script, **alone).splitlines() == [*compiled, str(defined)]
 
 
 def test_devices_and_dtypes(monkeypatch):

@@ -154,6 +154,7 @@ def test_nobody_watches_and_a_reopened_tab_finds_its_studio(app: Path, chromium,
         page.wait_for_timeout(15_000)  # in which training would make a hundred steps
         tab.goto(address)
         tab.wait_for_selector(".netinv-grid img", timeout=90_000)
+        wait_until(tab, lambda: status(tab).strip(), "its line is there")
         found = step(tab)
         assert before <= found < before + 40
         wait_until(tab, lambda: step(tab) > found, "it goes on", 60)
