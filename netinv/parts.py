@@ -22,6 +22,7 @@ import anywidget
 import ipywidgets as widgets
 import torch
 import traitlets
+from fastcore.basics import patch
 from torch import Tensor
 
 from .conditioning import CONDITIONINGS
@@ -297,24 +298,29 @@ class LiveLoop:
         "No more work after the piece at hand."
         self.stopping = True
 
-    async def _ticking(self) -> None:
-        while True:
-            await asyncio.sleep(1)
-            self.tick()
+# %% ../nbs/parts.ipynb #5e1f0c2a
+@patch
+async def _ticking(self: LiveLoop) -> None:
+    "A tick each second, until it is cancelled."
+    while True:
+        await asyncio.sleep(1)
+        self.tick()
 
-    async def _run(self) -> None:
-        loop = asyncio.get_running_loop()
-        with ThreadPoolExecutor(1, thread_name_prefix="netinv-live") as pool:
-            self.working, clock = True, loop.create_task(self._ticking())
-            try:
-                while self.running: self.show(await loop.run_in_executor(pool, self.work))
-            except Exception as error:
-                self.stopping = True
-                self.fail(error)
-            finally:
-                self.working = False
-                clock.cancel()
-        self.rest()
+@patch
+async def _run(self: LiveLoop) -> None:
+    "Piece after piece, in a thread of its own."
+    loop = asyncio.get_running_loop()
+    with ThreadPoolExecutor(1, thread_name_prefix="netinv-live") as pool:
+        self.working, clock = True, loop.create_task(self._ticking())
+        try:
+            while self.running: self.show(await loop.run_in_executor(pool, self.work))
+        except Exception as error:
+            self.stopping = True
+            self.fail(error)
+        finally:
+            self.working = False
+            clock.cancel()
+    self.rest()
 
 # %% ../nbs/parts.ipynb #6f8971ae
 class Presence(anywidget.AnyWidget):
