@@ -109,7 +109,8 @@ def peak_mib() -> float:
 
 def make(method: str, classifier: FrozenClassifier, seed: int = 0, **settings):
     "What is to be timed, ready to `fit`."
-    kinds = {"netinv": Inverter, "literal": partial(Inverter, recipe="paper", amp="off", folded=False), "pixels": PixelInverter,
+    literal = partial(Inverter, recipe="paper", amp="off", folded=False)
+    kinds = {"netinv": Inverter, "literal": literal, "pixels": PixelInverter,
              "fast pixels": partial(PixelInverter, amp="auto"), "deepinversion": DeepInverter}
     inverter = kinds[method](classifier, seed=seed, **settings)
     if method == "pixels": inverter.target = classifier

@@ -1,5 +1,7 @@
 "The recipe `paper` is the paper: what the generator is shown in each use of it, its settings, and runs that come back."
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -8,12 +10,15 @@ from torch import Tensor
 
 from netinv.classifier import CNN
 from netinv.conditioning import CONDITIONINGS, Condition, make_conditioning
+from netinv.data import ImageData, load_data
 from netinv.frozen import FrozenClassifier
 from netinv.generator import Generator
 from netinv.inversion import Inverter
 from netinv.objective import Inversion
+from netinv.ood import train_with_garbage
 from netinv.paper import PaperGenerator, settings_of_recipe
 from netinv.reconstruction import Reconstruction, reconstruct, reconstruction_inverter
+from netinv.splits import Split
 
 SMALL = {"batch_size": 8, "generator": PaperGenerator.sized(width=2, latent_dim=8), "amp": "off"}
 
@@ -144,3 +149,45 @@ def test_the_generator_hears_what_its_conditioning_says_and_no_more(name: str) -
 def test_the_objective_of_the_paper_brings_its_generator(frozen: FrozenClassifier) -> None:
     factory = Reconstruction.recipe(frozen, "paper").generator()
     assert type(factory(frozen.shape, make_conditioning("vector-matrix", 4, side=12))) is PaperGenerator
+
+
+@pytest.fixture(scope="module")
+def digits() -> ImageData:
+    "With many zeros and few nines, so that a weight for each class shows."
+    data = load_data("digits", device="cpu")
+    rows = torch.cat([(data.train.labels == k).nonzero()[: 60 - 5 * k, 0] for k in range(10)])
+    return replace(data, train=Split(data.train.images[rows], data.train.labels[rows]))
+
+
+def test_class_weights_follow_the_counts_after_every_epoch(digits: ImageData, monkeypatch: pytest.MonkeyPatch) -> None:
+    weights, given = [], []
+    def weighed(logits: Tensor, labels: Tensor, weight: Tensor | None = None) -> Tensor:
+        if not weights or not torch.equal(weights[-1], weight): weights.append(weight.clone())
+        given.append(labels)
+        return torch.nn.functional.cross_entropy(logits, labels, weight)
+    monkeypatch.setattr("netinv.ood.F", SimpleNamespace(cross_entropy=weighed))
+    monkeypatch.setattr("netinv.ood.inverted_garbage", lambda c, n, rng, varied: torch.zeros(n, *c.shape).byte())
+    hardened = train_with_garbage(digits, recipe="paper", epochs=3, inverted=40, batch_size=16, device="cpu", progress=False)
+    real = torch.bincount(digits.train.labels, minlength=10).tolist()
+    noise, n = len(digits.train) // 10, len(digits.train)
+    assert len(weights) == 3
+    for epoch, found in enumerate(weights):
+        counts = [*real, noise + 40 * epoch]
+        assert found.tolist() == pytest.approx([sum(counts) / (11 * count) for count in counts], rel=1e-6)
+    heaps = [n + noise + 40 * epoch for epoch in range(3)]
+    assert len(given) == sum(heap // 16 for heap in heaps)  # one pass over all there is, and the schedule knows it
+    share = torch.cat(given[-(heaps[-1] // 16):]).eq(10).float().mean().item()
+    assert share == pytest.approx((noise + 80) / heaps[-1], abs=0.03)
+    assert hardened.history["inverted"].tolist() == [40, 80, 80] and hardened.history["garbage"].tolist() == [
+        noise, noise + 40, noise + 80]
+
+
+def test_garbage_is_found_by_an_inverter_of_the_recipe_class_by_class(
+        digits: ImageData, shown: list[Condition], monkeypatch: pytest.MonkeyPatch) -> None:
+    small = settings_of_recipe("paper") | {"generator": SMALL["generator"], "batch_size": 8}
+    monkeypatch.setattr("netinv.inversion.settings_of_recipe", lambda recipe: small if recipe == "paper" else {})
+    train_with_garbage(digits, recipe="paper", epochs=2, inverted=50, batch_size=64, device="cpu", progress=False)
+    drawn = shown[-1]  # the garbage itself is drawn last
+    assert torch.bincount(drawn.labels, minlength=11).tolist() == [5] * 10 + [0]
+    for condition in shown[3:]:
+        assert torch.equal(condition.vector, condition.target_probs) and (condition.vector[:, 10] == 0).all()
