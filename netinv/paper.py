@@ -101,4 +101,4 @@ def settings_of_recipe(
     if recipe is None: return {}
     if recipe != "paper": raise ValueError(f"recipe {recipe!r} is unknown: expected 'paper', or None")
     return {"objective": Inversion.paper(), "generator": PaperGenerator.sized(), "conditioning": "vector-matrix",
-            "pattern": "cross", "shows": "softmax", "temperature": 1.0, "batch_size": 128, "lr": 1e-3, "averaging": 0.0}
+            "pattern": "cross", "shows": "softmax", "temperature": 1.0, "batch_size": 128, "lr": 5e-3, "averaging": 0.0}
