@@ -15,10 +15,12 @@ from pathlib import Path
 import netinv
 import torch
 from fastcore.basics import patch
+from fastcore.meta import delegates
 from torch import Tensor
 
 from .loop import Generator, Loop, variety
 from .objective import Inversion, Objective, build_objective
+from .paper import PaperGenerator, settings_of_recipe
 from .runs import Run, fingerprint, load_network, plain, read_config, whole_number, write_run
 from .samples import FrozenClassifier, Samples, check_frozen, class_accuracy, extremes
 
@@ -26,6 +28,18 @@ from .samples import FrozenClassifier, Samples, check_frozen, class_accuracy, ex
 class Inverter(Loop):
     "Trains generators against a frozen classifier (section 3.3), samples from them, and is saved and loaded."
     before = None  # the history of a run that was loaded, a DataFrame
+
+    @delegates(Loop.__init__)
+    def __init__(
+        self,
+        classifier: FrozenClassifier,
+        *,
+        recipe: str | None = None,  # "paper": all that is not given as the paper has it; None: as netinv has it
+        **kwargs,
+    ):
+        usual = settings_of_recipe(recipe)
+        given = {name: value for name, value in kwargs.items() if value is not None or name not in usual}
+        super().__init__(classifier, **usual | given)
 
     def _told(self, *weights) -> None:
         "What version 0.1.0 called the objective."
@@ -183,7 +197,7 @@ def _factory(
 ) -> Callable:
     "The factory of a saved run's generators; a `ValueError` for one that has to be handed in."
     sizes = dict(described)
-    made = {Generator.__name__: Generator}.get(kind := sizes.pop("kind")) or getattr(netinv, kind, None)
+    made = {made.__name__: made for made in (Generator, PaperGenerator)}.get(kind := sizes.pop("kind")) or getattr(netinv, kind, None)
     if given is None and made is None:
         call = f"{kind}.sized({', '.join(f'{k}={v!r}' for k, v in sizes.items())})" if sizes else kind
         raise ValueError(f"{folder} was drawn by {kind}, which netinv does not know: load it with generator={call}")

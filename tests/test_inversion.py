@@ -17,7 +17,7 @@ from torch import nn
 
 from networks import worn_cnn
 
-from netinv.baselines import DeepInverter, LiteralGenerator, PixelInverter, literal_inverter
+from netinv.baselines import DeepInverter, PixelInverter
 from netinv.classifier import CNN
 from netinv.first_look import bytes_kept, usual_batch
 from netinv.frozen import FrozenClassifier
@@ -398,7 +398,7 @@ RUNS = {
     "reconstruction": lambda c: Inverter(c, objective=Reconstruction.recipe(c, "prior"), **SMALL),
     "reconstruction by the paper": lambda c: Inverter(c, objective=Reconstruction.recipe(c, "paper"), **SMALL),
     "reconstruction's own generator": lambda c: Inverter(c, objective=Reconstruction.recipe(c), batch_size=8, amp="off"),
-    "the literal version": lambda c: literal_inverter(c, batch_size=8),
+    "the recipe of the paper": lambda c: Inverter(c, recipe="paper", **SMALL),
 }
 
 
