@@ -65,12 +65,15 @@ def epoch_garbage(
     images: Tensor,         # [m, C, H, W] uint8, training images
     found: Tensor,          # [f, C, H, W] uint8, what inversion has found so far
     rng: torch.Generator,
-    families: list[str] | None = None,
+    families: list[str] | None = None,  # of "diverse"; [] for inverted images alone
 ) -> Tensor:                # [n, C, H, W] uint8, with "paper" n + f
     "The garbage of one epoch."
     if recipe == "paper":
         gaussian = 0.5 + 0.5 * torch.randn(n, *images.shape[1:], generator=rng, device=rng.device)
         return torch.cat([(gaussian.clamp(0, 1) * 255).byte(), found])
+    if families == []:
+        if not len(found): return garbage_pool(n, images, rng, ["noise"])
+        return found[torch.randint(len(found), (n,), generator=rng, device=rng.device)]
     chosen = found[torch.randperm(len(found), generator=rng, device=rng.device)[: n // 4]]
     return torch.cat([chosen, garbage_pool(n - len(chosen), images, rng, families)])
 
@@ -181,12 +184,15 @@ def check_garbage(
     epochs: int,
     batch_size: int,
     inverted: int,
+    families: list[str] | None,
 ) -> None:
     "A `ValueError` for settings of `train_with_garbage` that cannot be."
     if recipe not in RECIPES: raise ValueError(f"recipe {recipe!r} is unknown: expected one of {', '.join(RECIPES)}")
     if min(epochs, batch_size) < 1:
         raise ValueError(f"epochs={epochs} and batch_size={batch_size} must be at least 1")
     if inverted < 0: raise ValueError(f"inverted is {inverted}: expected 0 images or more")
+    if families == [] and not inverted:
+        raise ValueError("families is empty and inverted is 0, so there is no garbage: give one of them")
     if model is not None and not isinstance(model, (nn.Module, FrozenClassifier)):
         raise ValueError(f"model is a {type(model).__name__}: give an nn.Module or a FrozenClassifier")
 
@@ -202,7 +208,7 @@ def train_with_garbage(
     batch_size: int = 128,           # real images of a batch, and as many of garbage
     lr: float = 3e-3,                # peak of the step size
     garbage_weight: float = 0.05,    # of garbage against real images in the loss; "paper" goes by the counts
-    families: list[str] | None = None,  # names in `FAMILIES` for the recipe "diverse"; None for all
+    families: list[str] | None = None,  # names in `FAMILIES` for the recipe "diverse"; None for all, [] for none
     inverted: int = 1_000,           # images that inversion adds after every epoch
     device: str | torch.device = "auto",
     amp: str | None = "auto",        # "bf16" or "off", see `pick_amp`
@@ -217,7 +223,7 @@ def train_with_garbage(
     n, n_classes = len(data.train), len(data.classes)
     if not n: raise ValueError("data has no training images: give some to train on")
     epochs = math.ceil(1.5 * default_epochs(n)) if epochs is None else epochs
-    check_garbage(model, recipe, epochs, batch_size, inverted)
+    check_garbage(model, recipe, epochs, batch_size, inverted, families)
     batches = PaperBatches if recipe == "paper" else GarbageBatches
     source = batches(data, recipe, batch_size, families, torch.Generator(pick_device(device)).manual_seed(seed))
     steps = source.steps(epochs, inverted)
