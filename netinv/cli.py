@@ -175,6 +175,7 @@ examples:
   netinv invert --model mymodels:cnn --weights cnn.safetensors --shape 1,28,28
   netinv invert --model torchvision:resnet18 --weights resnet18.pth --shape 3,224,224 \\
       --mean 0.485,0.456,0.406 --std 0.229,0.224,0.225 --batch_size 32 --steps 1000 --until 0.9
+  netinv invert ... --recipe paper --gamma 2  # as the paper has it, but for one weight
   netinv invert ... --out runs/mine --resume  # go on where a killed run stopped
 
 """ + _SOURCES + """

@@ -197,7 +197,8 @@ def _factory(
 ) -> Callable:
     "The factory of a saved run's generators; a `ValueError` for one that has to be handed in."
     sizes = dict(described)
-    made = {made.__name__: made for made in (Generator, PaperGenerator)}.get(kind := sizes.pop("kind")) or getattr(netinv, kind, None)
+    known = {made.__name__: made for made in (Generator, PaperGenerator)}
+    made = known.get(kind := sizes.pop("kind")) or getattr(netinv, kind, None)
     if given is None and made is None:
         call = f"{kind}.sized({', '.join(f'{k}={v!r}' for k, v in sizes.items())})" if sizes else kind
         raise ValueError(f"{folder} was drawn by {kind}, which netinv does not know: load it with generator={call}")

@@ -149,7 +149,8 @@ class Hardening(Trainer):
     "A training with a garbage class, on a batch source that grows with what inversion finds."
     file = "garbage.safetensors"
 
-    def __init__(self, model: nn.Module, source: GarbageBatches, weight: float | None, inverted: int, about: dict, **training):
+    def __init__(self, model: nn.Module, source: GarbageBatches, weight: float | None, inverted: int, about: dict,
+                 **training):
         super().__init__(model, source, loss=partial(source.loss, weight=weight), rng=source.rng, **training)
         self.source, self.inverted, self.about = source, inverted, {"weight": weight, "inverted": inverted, **about}
 

@@ -99,6 +99,6 @@ def settings_of_recipe(
 ) -> dict:               # arguments of an `Inverter`; the objective and the generator's factory are fresh
     "What a recipe stands for; a `ValueError` for an unknown one."
     if recipe is None: return {}
-    if recipe != "paper": raise ValueError(f"recipe {recipe!r} is unknown: expected 'paper', or None")
+    if recipe != "paper": raise ValueError(f"recipe {recipe!r} is unknown: expected 'paper', or no recipe")
     return {"objective": Inversion.paper(), "generator": PaperGenerator.sized(), "conditioning": "vector-matrix",
             "pattern": "cross", "shows": "softmax", "temperature": 1.0, "batch_size": 128, "lr": 5e-3, "averaging": 0.0}

@@ -85,7 +85,7 @@ _PAPER = (
     Term("eta_pix", "η_pix", 0.0, "pixels below 0 or above 1, of which the generator makes none",
          lambda v: pixel_loss(v.images)),
     Term("eta_grad", "η_grad", 0.0,
-         "squared gradient by the weights: nothing is left to learn from the images; a step takes twice as long",
+         "squared gradient of each image by the weights: nothing is left to learn; a step takes three times as long",
          lambda v: v.objective.gradient_norm(v.images, v.condition.labels)),
 )
 

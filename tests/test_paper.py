@@ -102,7 +102,7 @@ def test_the_recipe_has_the_settings_of_the_paper_and_what_is_given_wins(frozen:
                      generator=Generator.sized(width=16), shows="vector", batch_size=None)
     assert [given.config[name] for name in ("lr", "conditioning", "shows", "batch_size")] == [0.5, "vector", "vector", 128]
     assert given.objective["gamma"] == 3 and type(given.generators[0]) is not PaperGenerator
-    with pytest.raises(ValueError, match="'papper' is unknown: expected 'paper', or None"): Inverter(frozen, recipe="papper")
+    with pytest.raises(ValueError, match="'papper' is unknown: expected 'paper', or no recipe"): Inverter(frozen, recipe="papper")
     with pytest.raises(ValueError, match="expected one of vector, softmax, hot"): Inverter(frozen, shows="label")
 
 
