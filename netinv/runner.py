@@ -24,7 +24,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
-from .source import ASIDE, changes, code_of, page_code, versions
+from .source import changes, code_of, page_source
 from .values import Computed, RunFailed, UsageError, misfit, parse_value, read_parameter
 
 if TYPE_CHECKING:
@@ -460,15 +460,6 @@ def _kept(
     return f"the partly executed notebook is {short_path(target)}"
 
 # %% ../nbs/runner.ipynb #5c1e0c46
-def _source_of(
-    notebook: Path,
-    parameters: dict[str, object],  # all it has, with the values that it runs with
-) -> dict:                          # ready for JSON
-    "What makes the outputs of a run: code, parameters, versions, and the day."
-    told = {name: value for name, value in parameters.items() if name not in ASIDE}
-    return {"made": f"{datetime.now():%Y-%m-%d}", "versions": versions(), "code": page_code(notebook),
-            "parameters": json.loads(json.dumps(told, default=str))}
-
 def _stamp(
     notebook: Path,  # executed
     source: dict,
@@ -498,7 +489,7 @@ def run_notebook(
         raise UsageError(f"{source.name} lies in {out} itself and would be overwritten: give another folder with --out")
     name, folder = pick_kernel(source, kernel), run_folder(source.stem, out)
     if "out_dir" in known: values.setdefault("out_dir", str(folder))
-    made_by = _source_of(source, {**known, **values})  # of the code that runs, whatever is edited meanwhile
+    made_by = page_source(source, {**known, **values})  # of the code that runs, whatever is edited meanwhile
     execute_notebook(source, folder / source.name, values, kernel=name, progress=progress)
     _stamp(folder / source.name, made_by)
     return folder
