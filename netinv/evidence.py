@@ -35,6 +35,10 @@ class Interval(NamedTuple):
         mean, low, high = (format(number, spec) for number in self)
         return mean if math.isnan(self.low) else f"{mean} [{low}, {high}]"
 
+    def reach(self) -> tuple[float, float]:
+        "How far the bounds lie below and above the mean, for `errorbar`; zeros where there are none."
+        return (0.0, 0.0) if math.isnan(self.low) else (self.mean - self.low, self.high - self.mean)
+
 # %% ../nbs/evidence.ipynb #c28abe45
 def _expanded(
     level: float,  # wanted share of intervals that hold the true mean, in (0, 1)

@@ -23,6 +23,7 @@ from .objective import Inversion, Objective, build_objective
 from .paper import PaperGenerator, settings_of_recipe
 from .runs import Run, fingerprint, load_network, plain, read_config, whole_number, write_run
 from .samples import FrozenClassifier, Samples, check_frozen, class_accuracy, extremes
+from .source import source
 
 # %% ../nbs/inversion.ipynb #00836fb7
 class Inverter(Loop):
@@ -170,7 +171,7 @@ def save(
     max_mb: float = 64.0,        # megabytes of samples that are kept, above 0
     max_classes: int = 40,       # classes in the picture, the worst and the best where there are more
 ) -> dict:                       # `summary`, as in metrics.json
-    "Write config.yaml, metrics.json, history.csv, generator.safetensors, samples.safetensors and samples.png."
+    "Write config.yaml, metrics.json, history.csv, source.json, samples.png, and safetensors of generator and samples."
     samples, max_mb, max_classes = check_bounds(samples, max_mb, max_classes)
     classifier, n = self.classifier, samples or self.n_judged()
     each = 4 * (math.prod(classifier.shape) + classifier.n_classes + classifier.feature_dim)
@@ -186,7 +187,8 @@ def save(
     write_run(folder, {
         "config.yaml": {**self.config, **self.objective.describe(), **about}, "history.csv": self.history,
         "generator.safetensors": (weights, {"config": self.config}), "samples.safetensors": (vars(kept), {}),
-        "samples.png": kept.picture(classes=max_classes)._repr_png_(), "metrics.json": numbers})
+        "samples.png": kept.picture(classes=max_classes)._repr_png_(), "metrics.json": numbers,
+        "source.json": source(self, self.objective, self.averaged.module)})
     return numbers
 
 # %% ../nbs/inversion.ipynb #edd659cd

@@ -84,3 +84,4 @@ def test_texts_have_the_digits_that_the_width_bears(numbers: tuple, text: str) -
 
 def test_a_format_is_that_of_all_three() -> None:
     assert f"{Interval(0.5, 0.25, 0.75):.0%}" == "50% [25%, 75%]" and f"{interval([0.5]):.2f}" == "0.50"
+    assert Interval(2, 1, 4).reach() == (1, 2) and interval([3]).reach() == (0, 0)

@@ -365,7 +365,8 @@ def test_a_saved_run_is_one_folder_that_loads_again(tmp_path: Path) -> None:
     inverter = Inverter(classifier, n_generators=2, **SMALL)
     inverter.fit(12, **QUIET)
     numbers = inverter.save(tmp_path)
-    names = {"config.yaml", "metrics.json", "history.csv", "generator.safetensors", "samples.safetensors", "samples.png"}
+    names = {"config.yaml", "metrics.json", "history.csv", "source.json", "generator.safetensors", "samples.safetensors",
+             "samples.png"}
     assert {p.name for p in tmp_path.iterdir()} == names
     assert json.loads((tmp_path / "metrics.json").read_text()) == numbers
     assert len(pd.read_csv(tmp_path / "history.csv")) == 12
