@@ -27,7 +27,7 @@ from pathlib import Path
 import torch
 
 from netinv import FrozenClassifier, Inverter, accuracy, load_data, load_weights, save_weights, train_classifier
-from netinv.baselines import DeepInverter, PixelInverter, literal_inverter
+from netinv.baselines import DeepInverter, PixelInverter
 from netinv.classifier import CNN
 from netinv.data import first_available
 from netinv.device import pick_amp, pick_device
@@ -109,7 +109,8 @@ def peak_mib() -> float:
 
 def make(method: str, classifier: FrozenClassifier, seed: int = 0, **settings):
     "What is to be timed, ready to `fit`."
-    kinds = {"netinv": Inverter, "literal": literal_inverter, "pixels": PixelInverter,
+    literal = partial(Inverter, recipe="paper", amp="off", folded=False)
+    kinds = {"netinv": Inverter, "literal": literal, "pixels": PixelInverter,
              "fast pixels": partial(PixelInverter, amp="auto"), "deepinversion": DeepInverter}
     inverter = kinds[method](classifier, seed=seed, **settings)
     if method == "pixels": inverter.target = classifier

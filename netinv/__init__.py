@@ -31,7 +31,7 @@ _HOMES = {
 _ROOM_OF = {name: room for room, names in _HOMES.items() for name in names}
 
 __all__ = list(_ROOM_OF)
-_ROOM_OF["LiteralGenerator"] = "baselines"  # not for people: saved runs name the class of their generator
+_ROOM_OF["PaperGenerator"] = "paper"  # not for people: saved runs name the class of their generator
 
 
 def __getattr__(name: str) -> object:

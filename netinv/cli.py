@@ -175,6 +175,7 @@ examples:
   netinv invert --model mymodels:cnn --weights cnn.safetensors --shape 1,28,28
   netinv invert --model torchvision:resnet18 --weights resnet18.pth --shape 3,224,224 \\
       --mean 0.485,0.456,0.406 --std 0.229,0.224,0.225 --batch_size 32 --steps 1000 --until 0.9
+  netinv invert ... --recipe paper --gamma 2  # as the paper has it, but for one weight
   netinv invert ... --out runs/mine --resume  # go on where a killed run stopped
 
 """ + _SOURCES + """
@@ -217,9 +218,10 @@ def _inverter(
     args: argparse.Namespace,
 ) -> "Inverter":
     "The inverter that the arguments of `netinv invert` describe; a `UsageError` where there can be none."
-    from netinv import Generator, Inversion, Inverter
+    from netinv import Generator, Inverter
     from netinv.goal import wanted_goal
     from netinv.inversion import check_bounds
+    from netinv.paper import PaperGenerator
 
     classifier, sizes = _classifier(args), _given(args, "generator")
     print(classifier)
@@ -228,9 +230,10 @@ def _inverter(
     with _usage(args):
         check_bounds(**_given(args, "save"))
         wanted_goal(args.steps, args.until)
-        objective = Inversion(**_given(args, "weights"), **_given(args, "settings"))
-        generator = Generator.sized(**sizes) if sizes else None
-        return Inverter(classifier, objective=objective, generator=generator, **_given(args, "inverter"))
+        kind = PaperGenerator if args.recipe == "paper" else Generator
+        inverter = Inverter(classifier, generator=kind.sized(**sizes) if sizes else None, **_given(args, "inverter"))
+        inverter.objective.update(**_given(args, "weights"), **_given(args, "settings"))
+        return inverter
 
 # %% ../nbs/cli.ipynb #01bfba19
 def print_classes(

@@ -46,10 +46,20 @@ def bent(
     fields = (fields - fields.mean((1, 2, 3), keepdim=True)) / spread
     return torch.sigmoid(between(n, 0, 3, rng).exp() * (fields + between(n, -2.2, 1.2, rng)))
 
+# %% ../nbs/garbage.ipynb #5a1c0e02
+def muted(
+    images: Tensor,        # [n, C, H, W]
+    rng: torch.Generator,
+) -> Tensor:               # [n, C, H, W], each pixel's mean over the channels as it was
+    "Images with their colours mixed with gray, in parts drawn for each image."
+    if images.shape[1] == 1: return images
+    gray = images.mean(1, keepdim=True)
+    return gray + between(len(images), 0, 1, rng) * (images - gray)
+
 # %% ../nbs/garbage.ipynb #ebfcb9a5
 def noise(n: int, images: Tensor, rng: torch.Generator) -> Tensor:  # [n, C, H, W] in (0, 1)
-    "Noise of random smoothness, gain and bias."
-    return bent(smooth_fields(n, images.shape[1:], rng), rng)
+    "Noise of random smoothness, gain, bias and saturation."
+    return muted(bent(smooth_fields(n, images.shape[1:], rng), rng), rng)
 
 # %% ../nbs/garbage.ipynb #4ec4e8bc
 def coordinate(n: int, images: Tensor, rng: torch.Generator, hidden: int = 16) -> Tensor:  # [n, C, H, W] in (0, 1)
@@ -61,7 +71,8 @@ def coordinate(n: int, images: Tensor, rng: torch.Generator, hidden: int = 16) -
     at = torch.stack([x, y, (x * x + y * y).sqrt()], -1).view(1, -1, 3) * between(n, -1, 2, rng).exp()[:, 0]
     waves = torch.sin(at @ normal(n, 3, hidden) + 2 * normal(n, 1, hidden))
     regions = torch.tanh(waves @ normal(n, hidden, hidden) * 3 / hidden**0.5)
-    return bent((regions @ normal(n, hidden, channels)).mT.reshape(n, channels, height, width), rng)
+    fields = (regions @ normal(n, hidden, channels)).mT.reshape(n, channels, height, width)
+    return muted(bent(fields, rng), rng)
 
 # %% ../nbs/garbage.ipynb #61efff3b
 def _bezier(n: int, curves: int, points: int, rng: torch.Generator) -> Tensor:  # [n, curves, points, 2]
@@ -104,7 +115,7 @@ def strokes(n: int, images: Tensor, rng: torch.Generator, most: int = 4, points:
     paper = between(n, 0, 0.6, rng) * (uniform(n, 1, 1, 1) < 0.3)
     colour = 1 if channels == 1 else uniform(n, channels, 1, 1)
     drawn = torch.maximum(ink * colour, paper).expand(n, channels, height, width)
-    return torch.where(uniform(n, 1, 1, 1) < 0.15, 1 - drawn, drawn)
+    return muted(torch.where(uniform(n, 1, 1, 1) < 0.15, 1 - drawn, drawn), rng)
 
 # %% ../nbs/garbage.ipynb #a8576a88
 def _some(n: int, images: Tensor, rng: torch.Generator) -> Tensor:  # [n, C, H, W] float in [0, 1]

@@ -15,17 +15,32 @@ from pathlib import Path
 import netinv
 import torch
 from fastcore.basics import patch
+from fastcore.meta import delegates
 from torch import Tensor
 
 from .loop import Generator, Loop, variety
 from .objective import Inversion, Objective, build_objective
+from .paper import PaperGenerator, settings_of_recipe
 from .runs import Run, fingerprint, load_network, plain, read_config, whole_number, write_run
 from .samples import FrozenClassifier, Samples, check_frozen, class_accuracy, extremes
+from .source import source
 
 # %% ../nbs/inversion.ipynb #00836fb7
 class Inverter(Loop):
     "Trains generators against a frozen classifier (section 3.3), samples from them, and is saved and loaded."
     before = None  # the history of a run that was loaded, a DataFrame
+
+    @delegates(Loop.__init__)
+    def __init__(
+        self,
+        classifier: FrozenClassifier,
+        *,
+        recipe: str | None = None,  # "paper": all that is not given as the paper has it; None: as netinv has it
+        **kwargs,
+    ):
+        usual = settings_of_recipe(recipe)
+        given = {name: value for name, value in kwargs.items() if value is not None or name not in usual}
+        super().__init__(classifier, **usual | given)
 
     def _told(self, *weights) -> None:
         "What version 0.1.0 called the objective."
@@ -156,7 +171,7 @@ def save(
     max_mb: float = 64.0,        # megabytes of samples that are kept, above 0
     max_classes: int = 40,       # classes in the picture, the worst and the best where there are more
 ) -> dict:                       # `summary`, as in metrics.json
-    "Write config.yaml, metrics.json, history.csv, generator.safetensors, samples.safetensors and samples.png."
+    "Write config.yaml, metrics.json, history.csv, source.json, samples.png, and safetensors of generator and samples."
     samples, max_mb, max_classes = check_bounds(samples, max_mb, max_classes)
     classifier, n = self.classifier, samples or self.n_judged()
     each = 4 * (math.prod(classifier.shape) + classifier.n_classes + classifier.feature_dim)
@@ -172,7 +187,8 @@ def save(
     write_run(folder, {
         "config.yaml": {**self.config, **self.objective.describe(), **about}, "history.csv": self.history,
         "generator.safetensors": (weights, {"config": self.config}), "samples.safetensors": (vars(kept), {}),
-        "samples.png": kept.picture(classes=max_classes)._repr_png_(), "metrics.json": numbers})
+        "samples.png": kept.picture(classes=max_classes)._repr_png_(), "metrics.json": numbers,
+        "source.json": source(self, self.objective, self.averaged.module)})
     return numbers
 
 # %% ../nbs/inversion.ipynb #edd659cd
@@ -183,7 +199,8 @@ def _factory(
 ) -> Callable:
     "The factory of a saved run's generators; a `ValueError` for one that has to be handed in."
     sizes = dict(described)
-    made = {Generator.__name__: Generator}.get(kind := sizes.pop("kind")) or getattr(netinv, kind, None)
+    known = {made.__name__: made for made in (Generator, PaperGenerator)}
+    made = known.get(kind := sizes.pop("kind")) or getattr(netinv, kind, None)
     if given is None and made is None:
         call = f"{kind}.sized({', '.join(f'{k}={v!r}' for k, v in sizes.items())})" if sizes else kind
         raise ValueError(f"{folder} was drawn by {kind}, which netinv does not know: load it with generator={call}")

@@ -49,6 +49,7 @@ class Loop(Run):
         conditioning: str = "vector-matrix",   # "label", "vector", "matrix" or "vector-matrix"
         n_generators: int = 1,                 # K >= 1, trained at once and independently
         pattern: str = "scattered",            # "scattered" or "cross", the paper's: the matrix of a class
+        shows: str = "vector",                 # what is shown of the vector: itself, "softmax" or "hot"
         temperature: float = 0.15,             # T > 0 in P = softmax(v / T)
         batch_size: int | str | None = None,   # B >= 2, images of a step and generator; "auto", None: by its cost
         lr: float = 1e-2,                      # step size of Adam
@@ -74,8 +75,8 @@ class Loop(Run):
         factory = lit(generator or self.objective.generator() or Generator.sized(), classifier)
         self.conditioning = make_conditioning(
             conditioning, classifier.n_classes, temperature=temperature, side=min(classifier.shape[1:]),
-            pattern=pattern, classes=reachable(classifier, classes))
-        self.config = dict(conditioning=conditioning, pattern=pattern, n_generators=n_generators,
+            pattern=pattern, shows=shows, classes=reachable(classifier, classes))
+        self.config = dict(conditioning=conditioning, pattern=pattern, shows=shows, n_generators=n_generators,
                            temperature=temperature, batch_size=batch_size, lr=lr, averaging=averaging,
                            classes=classes, seed=seed, generator=describe_generator(factory))
         self._build(factory, [1_000 * seed + k for k in range(n_generators)])

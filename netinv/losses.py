@@ -7,7 +7,7 @@ __all__ = ['full_precision', 'kl_loss', 'ce_loss', 'unit_rows', 'cosine_loss', '
            'variation_loss', 'pixel_loss', 'gradient_norm_loss']
 
 # %% ../nbs/losses.ipynb #d2080ba8
-from collections.abc import Iterable
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -126,15 +126,16 @@ def pixel_loss(
 
 # %% ../nbs/losses.ipynb #a7ad1322
 def gradient_norm_loss(
-    loss: Tensor,                  # scalar, a mean over the batch, made from `parameters`
-    parameters: Iterable[Tensor],  # those that need gradients
-) -> Tensor:                       # scalar >= 0, with gradients to all that `loss` was made from
-    "Squared length of the gradient of `loss` (L_Grad, section 5.3); raises ValueError if nothing needs one."
-    wanted = [p for p in parameters if p.requires_grad]
-    if not wanted or not loss.requires_grad:
-        raise ValueError("gradient_norm_loss needs parameters with gradients and a loss made from them: "
-                         "call requires_grad_() on them first")
-    gradients = [g for g in torch.autograd.grad(loss, wanted, create_graph=True, allow_unused=True) if g is not None]
-    if not gradients:
-        raise ValueError("gradient_norm_loss got a loss that was not made from these parameters: compute it anew")
-    return sum(full_precision(g).square().sum() for g in gradients)
+    loss: Callable[[dict[str, Tensor], Tensor, Tensor], Tensor],  # of weights, one image and its label: a scalar
+    weights: dict[str, Tensor],  # floating, by name
+    images: Tensor,              # [B, ...]
+    labels: Tensor,              # [B] int64
+    at_once: bool = True,        # in one pass; False: image by image, for networks that `torch.vmap` cannot take
+) -> Tensor:                     # scalar >= 0, with gradients to `images` and `weights`
+    "Mean over the images of the squared length of each one's own gradient (L_Grad, section 5.3)."
+    gradient = torch.func.grad(loss)
+    if at_once: found = torch.vmap(gradient, (None, 0, 0))(weights, images, labels)
+    else:
+        each = [gradient(weights, *pair) for pair in zip(images, labels)]
+        found = {name: torch.stack([own[name] for own in each]) for name in weights}
+    return sum(full_precision(g).square().flatten(1).sum(1) for g in found.values()).mean()

@@ -32,6 +32,8 @@ RENAMED = {
     "recipe_settings": "Reconstruction in netinv.reconstruction: Reconstruction.recipe(classifier, 'prior')",
     "answers": "a method of FrozenClassifier in netinv.frozen: classifier.answers()",
     "RECIPES": "a private name of netinv.reconstruction, whose recipes are 'prior' and 'paper'",
+    "LiteralGenerator": "PaperGenerator in netinv.paper, of the sizes of the authors' laboratory",
+    "literal_inverter": "Inverter in netinv.inversion: Inverter(classifier, recipe='paper', amp='off', folded=False)",
     "eval_mode": "a part of FrozenClassifier in netinv.frozen, whose copy is always in eval mode",
     "PAGE": "a file of the package: netinv/static/hover.html",
     "DRAW": "a file of the package: netinv/static/hover.js",

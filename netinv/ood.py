@@ -43,12 +43,12 @@ def inverted_garbage(
     rng: torch.Generator,          # on its device
     *,
     steps: int = 70,
-    varied: bool = True,           # a generator of random kind, seen at three ages; else the usual one, at the end
+    varied: bool = True,           # a generator of random kind, seen at three ages; else the paper's, at the end
 ) -> Tensor:                       # [n, C, H, W] uint8
     "Images from a fresh small generator, trained to have the classifier take them for its real classes."
-    kind = random_kind(rng) if varied else {"generator": Generator.sized(width=32)}
+    kind = {"batch_size": 64, **random_kind(rng)} if varied else {"recipe": "paper"}
     start = int(torch.randint(2**20, (), generator=rng, device=rng.device))
-    inverter = Inverter(classifier, batch_size=64, classes=list(range(classifier.n_classes - 1)), seed=start, **kind)
+    inverter = Inverter(classifier, classes=list(range(classifier.n_classes - 1)), seed=start, **kind)
     ages, parts = (1 / 7, 2 / 7, 4 / 7) if varied else (1,), []
     for share in ages:
         inverter.fit(max(1, round(share * steps)), progress=False)
@@ -65,12 +65,15 @@ def epoch_garbage(
     images: Tensor,         # [m, C, H, W] uint8, training images
     found: Tensor,          # [f, C, H, W] uint8, what inversion has found so far
     rng: torch.Generator,
-    families: list[str] | None = None,
+    families: list[str] | None = None,  # of "diverse"; [] for inverted images alone
 ) -> Tensor:                # [n, C, H, W] uint8, with "paper" n + f
     "The garbage of one epoch."
     if recipe == "paper":
         gaussian = 0.5 + 0.5 * torch.randn(n, *images.shape[1:], generator=rng, device=rng.device)
         return torch.cat([(gaussian.clamp(0, 1) * 255).byte(), found])
+    if families == []:
+        if not len(found): return garbage_pool(n, images, rng, ["noise"])
+        return found[torch.randint(len(found), (n,), generator=rng, device=rng.device)]
     chosen = found[torch.randperm(len(found), generator=rng, device=rng.device)[: n // 4]]
     return torch.cat([chosen, garbage_pool(n - len(chosen), images, rng, families)])
 
@@ -96,6 +99,14 @@ class GarbageBatches:
             fake = to_float(self.garbage[rows])
             yield torch.cat([real, fake]), torch.cat([labels, torch.full_like(labels, self.n_classes)])
 
+    def steps(self, epochs: int, inverted: int) -> int:  # `inverted` images are found after each epoch
+        "How many batches there will be."
+        return epochs * max(len(self.images) // self.batch_size, 1)
+
+    def loss(self, logits: Tensor, labels: Tensor, weight: float) -> Tensor:
+        "See `garbage_loss`."
+        return garbage_loss(logits, labels, weight)
+
 # %% ../nbs/ood.ipynb #1ba532c8
 def garbage_loss(
     logits: Tensor,  # [2B, N + 1], of real images and of as much garbage
@@ -106,13 +117,41 @@ def garbage_loss(
     (real, fake), (classes, garbage) = logits.chunk(2), labels.chunk(2)
     return F.cross_entropy(real, classes) + weight * F.cross_entropy(fake, garbage)
 
+# %% ../nbs/ood.ipynb #827ef3e2
+def class_weights(
+    labels: Tensor,  # [n] int64
+    n_classes: int,  # garbage included
+) -> Tensor:         # [N + 1] float32, the mean count over that of each class
+    "Weights by which all classes count alike, however many images they have."
+    counts = torch.bincount(labels, minlength=n_classes)
+    return len(labels) / (n_classes * counts.clamp(min=1)).float()
+
+class PaperBatches(GarbageBatches):
+    "The paper's: real images and all garbage in one heap, and weights of the classes from its counts."
+    def __call__(self) -> Iterator[tuple[Tensor, Tensor]]:  # images [B, C, H, W] float32 in [0, 1], labels [B]
+        "One epoch over the heap, whose counts are taken anew."
+        self.draw()
+        garbage = torch.full_like(self.labels[:1], self.n_classes).expand(len(self.garbage))
+        images, labels = torch.cat([self.images, self.garbage]), torch.cat([self.labels, garbage])
+        self.weights = class_weights(labels, self.n_classes + 1)
+        return augmented_batches(images, labels, self.batch_size, self.augment, self.rng)
+
+    def steps(self, epochs: int, inverted: int) -> int:
+        sizes = (len(self.images) + self.size + epoch * inverted for epoch in range(epochs))
+        return sum(max(size // self.batch_size, 1) for size in sizes)
+
+    def loss(self, logits: Tensor, labels: Tensor, weight: None) -> Tensor:
+        "Cross-entropy with the weights of the classes."
+        return F.cross_entropy(logits, labels, self.weights)
+
 # %% ../nbs/ood.ipynb #17519612
 class Hardening(Trainer):
     "A training with a garbage class, on a batch source that grows with what inversion finds."
     file = "garbage.safetensors"
 
-    def __init__(self, model: nn.Module, source: GarbageBatches, weight: float, inverted: int, about: dict, **training):
-        super().__init__(model, source, loss=partial(garbage_loss, weight=weight), rng=source.rng, **training)
+    def __init__(self, model: nn.Module, source: GarbageBatches, weight: float | None, inverted: int, about: dict,
+                 **training):
+        super().__init__(model, source, loss=partial(source.loss, weight=weight), rng=source.rng, **training)
         self.source, self.inverted, self.about = source, inverted, {"weight": weight, "inverted": inverted, **about}
 
     def settings(self) -> dict:
@@ -146,12 +185,15 @@ def check_garbage(
     epochs: int,
     batch_size: int,
     inverted: int,
+    families: list[str] | None,
 ) -> None:
     "A `ValueError` for settings of `train_with_garbage` that cannot be."
     if recipe not in RECIPES: raise ValueError(f"recipe {recipe!r} is unknown: expected one of {', '.join(RECIPES)}")
     if min(epochs, batch_size) < 1:
         raise ValueError(f"epochs={epochs} and batch_size={batch_size} must be at least 1")
     if inverted < 0: raise ValueError(f"inverted is {inverted}: expected 0 images or more")
+    if families == [] and not inverted:
+        raise ValueError("families is empty and inverted is 0, so there is no garbage: give one of them")
     if model is not None and not isinstance(model, (nn.Module, FrozenClassifier)):
         raise ValueError(f"model is a {type(model).__name__}: give an nn.Module or a FrozenClassifier")
 
@@ -166,8 +208,8 @@ def train_with_garbage(
     seed: int = 0,
     batch_size: int = 128,           # real images of a batch, and as many of garbage
     lr: float = 3e-3,                # peak of the step size
-    garbage_weight: float = 0.05,    # of garbage against real images in the loss; "paper" takes 1/N
-    families: list[str] | None = None,  # names in `FAMILIES` for the recipe "diverse"; None for all
+    garbage_weight: float = 0.05,    # of garbage against real images in the loss; "paper" goes by the counts
+    families: list[str] | None = None,  # names in `FAMILIES` for the recipe "diverse"; None for all, [] for none
     inverted: int = 1_000,           # images that inversion adds after every epoch
     device: str | torch.device = "auto",
     amp: str | None = "auto",        # "bf16" or "off", see `pick_amp`
@@ -182,14 +224,15 @@ def train_with_garbage(
     n, n_classes = len(data.train), len(data.classes)
     if not n: raise ValueError("data has no training images: give some to train on")
     epochs = math.ceil(1.5 * default_epochs(n)) if epochs is None else epochs
-    check_garbage(model, recipe, epochs, batch_size, inverted)
-    steps = epochs * max(n // batch_size, 1)
+    check_garbage(model, recipe, epochs, batch_size, inverted, families)
+    batches = PaperBatches if recipe == "paper" else GarbageBatches
+    source = batches(data, recipe, batch_size, families, torch.Generator(pick_device(device)).manual_seed(seed))
+    steps = source.steps(epochs, inverted)
     averaging = max(0.0, min(0.99, 1 - 10 / steps))  # over a tenth of a short run, and over 100 steps of a long one
-    source = GarbageBatches(data, recipe, batch_size, families, torch.Generator(pick_device(device)).manual_seed(seed))
     about = {"data": data.name, "recipe": recipe, "epochs": epochs, "batch_size": batch_size, "families": families}
     with borrowed_rng(seed, source.rng.device):
         network = CNN(data.shape, n_classes + 1) if model is None else with_garbage_class(model, data.shape, n_classes)
-        weight = 1 / n_classes if recipe == "paper" else garbage_weight
+        weight = None if recipe == "paper" else garbage_weight
         trainer = Hardening(network, source, weight, inverted, about, steps=steps, lr=lr,
                             averaging=averaging, amp=amp)
         hardened = trainer.fit(epochs, after_epoch=Hardening.add_inverted, checkpoint_dir=checkpoint_dir,

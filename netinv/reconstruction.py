@@ -27,6 +27,7 @@ from netinv.losses import (
     ce_loss, class_cosine_loss, cosine_loss, gradient_norm_loss, kl_loss, ortho_loss, pixel_loss, variation_loss,
 )
 from .objective import Objective, Setting, Term, View
+from .paper import settings_of_recipe
 from .samples import ClassifierOutput, Samples, check_frozen, outputs
 from netinv.traces import (
     ChannelDrop, FrozenClassifier, InputTap, Perturbation, bn_loss, leading_directions, n_clean, probe_images,
@@ -84,7 +85,7 @@ _PAPER = (
     Term("eta_pix", "η_pix", 0.0, "pixels below 0 or above 1, of which the generator makes none",
          lambda v: pixel_loss(v.images)),
     Term("eta_grad", "η_grad", 0.0,
-         "squared gradient by the weights: nothing is left to learn from the images; a step takes twice as long",
+         "squared gradient of each image by the weights: nothing is left to learn; a step takes three times as long",
          lambda v: v.objective.gradient_norm(v.images, v.condition.labels)),
 )
 
@@ -132,8 +133,13 @@ class Reconstruction(Objective):
         perturb: Callable[[Tensor, torch.Generator], Tensor] | None = None,  # images [B, C, H, W]; None: `Perturbation`
         **numbers: float, # of terms and settings by name; the others are those of the recipe "prior"
     ):
-        self.perturb, self.sizes, self.taps = perturb, None, {}
+        self.perturb, self.factory, self.taps = perturb, None, {}
         super().__init__(*more, **numbers)
+
+    @cached_property
+    def at_once(self) -> bool:
+        "Whether the gradients of all images of a batch can be taken in one pass."
+        return _at_once(self)
 
     @cached_property
     def directions(self) -> list[Tensor]:
@@ -245,23 +251,37 @@ def gradient_norm(
     self: Reconstruction,
     images: Tensor,  # [K, B, C, H, W]
     labels: Tensor,  # [K, B] int64
+    at_once: bool | None = None,  # whether all images go in one pass; None: if the classifier allows it
 ) -> Tensor:         # scalar
-    "L_Grad, a mean over the generators, with respect to copies of the weights."
+    "L_Grad: each image's own gradient with respect to copies of the weights, a mean over images and generators."
     named = self.classifier.model.named_parameters()
-    weights = {name: p.detach().requires_grad_() for name, p in named if p.is_floating_point()}
-    given = _for_the_folded(self.folded, weights)
+    weights = {name: p.detach() for name, p in named if p.is_floating_point()}
+    def loss(weights: dict[str, Tensor], image: Tensor, label: Tensor) -> Tensor:
+        given = _for_the_folded(self.folded, weights)
+        return ce_loss(self.folded.with_weights(given, image[None]).logits, label[None])
     lower = torch.autocast(self.classifier.device.type, self.amp, enabled=self.amp is not None)
     with lower, sdpa_kernel(SDPBackend.MATH):  # the fused attention has no second derivative
-        losses = [ce_loss(self.folded.with_weights(given, x).logits, y) for x, y in zip(images, labels)]
-        return torch.stack([gradient_norm_loss(loss, weights.values()) for loss in losses]).mean()
+        return gradient_norm_loss(loss, weights, images.flatten(0, 1), labels.flatten(),
+                                  self.at_once if at_once is None else at_once)
 
 # %% ../nbs/reconstruction.ipynb #e762fdc7
+def _probe(objective: Reconstruction) -> tuple[Tensor, Tensor]:  # images [1, 2, C, H, W] and labels [1, 2]
+    "Two images to try the gradient term on."
+    images = probe_images(objective.classifier.shape, objective.classifier.device)[None, :2]
+    return images, torch.zeros(1, 2, dtype=torch.int64, device=images.device)
+
+def _at_once(objective: Reconstruction) -> bool:
+    "Whether the layers of the classifier let `torch.vmap` take the gradients of all images in one pass."
+    try: objective.gradient_norm(*_probe(objective), at_once=True)
+    except RuntimeError: return False
+    return True
+
 def _check_second_derivative(
     objective: Reconstruction,  # prepared for a classifier
 ) -> None:
     "A `ValueError` where a layer of the classifier has no second derivative, which L_Grad needs."
-    images = probe_images(objective.classifier.shape, objective.classifier.device)[None, :2].requires_grad_()
-    labels = torch.zeros_like(images[:, :, 0, 0, 0], dtype=torch.int64)
+    images, labels = _probe(objective)
+    images.requires_grad_()
     try: torch.autograd.grad(objective.gradient_norm(images, labels), images)
     except RuntimeError as e:
         if "derivative" not in str(e): raise
@@ -300,14 +320,15 @@ def recipe(
     "The objective of a recipe; a `ValueError` for an unknown one."
     check_frozen(classifier)
     objective = cls(*more, perturb=perturb, **_numbers(classifier, name) | numbers)
-    objective.sizes = {"canvas": 0.0} if name == "paper" else _sizes(remembering_layers(classifier)[0])
+    plain = Generator.sized(**_sizes(remembering_layers(classifier)[0]))
+    objective.factory = settings_of_recipe("paper")["generator"] if name == "paper" else plain
     return objective
 
 # %% ../nbs/reconstruction.ipynb #693255e4
 @patch
 def generator(self: Reconstruction) -> Callable[..., nn.Module]:
-    "A factory of the generator that these terms do well with; the plain one for the recipe of the paper."
-    return Generator.sized(**_sizes(self.norms) if self.sizes is None else self.sizes)
+    "A factory of the generator that these terms do well with; the paper's for the recipe of the paper."
+    return self.factory or Generator.sized(**_sizes(self.norms))
 
 # %% ../nbs/reconstruction.ipynb #494f80aa
 def reconstruction_inverter(
@@ -322,7 +343,7 @@ def reconstruction_inverter(
         raise ValueError(f"objective is a {type(objective).__name__}: a reconstruction needs a Reconstruction, such as "
                          "Reconstruction.recipe(classifier, eta_var=2)")
     own = Reconstruction.recipe(classifier, recipe)
-    usual = {"temperature": 0.05, "pattern": "cross"} if recipe == "paper" else {}
+    usual = {"recipe": "paper", "shows": "hot"} if recipe == "paper" else {}
     return Inverter(classifier, objective=own if objective is None else objective, **usual | settings)
 
 # %% ../nbs/reconstruction.ipynb #aff28db3

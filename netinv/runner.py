@@ -24,6 +24,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
+from .source import changes, code_of, page_source
 from .values import Computed, RunFailed, UsageError, misfit, parse_value, read_parameter
 
 if TYPE_CHECKING:
@@ -40,6 +41,46 @@ def process_settings() -> dict[str, str]:
     "`PROCESS_SETTINGS` without those that the user has made: what netinv adds to the environment of a process."
     own = {*os.environ} | ({"GOMP_SPINCOUNT"} if "OMP_WAIT_POLICY" in os.environ else set())
     return {name: value for name, value in PROCESS_SETTINGS.items() if name not in own}
+
+# %% ../nbs/runner.ipynb #5c1e0b4b
+def _unchanged(
+    paths: dict[tuple, Path],  # by task
+    marks: dict[tuple, dict],  # task, settings and code as they are now
+    work: Callable,            # for the message
+) -> dict[tuple, tuple[dict, dict[str, "Tensor"]]]:  # by task, as far as there are any
+    "The results that were kept for the same tasks, settings and code; a printed line about those of other code."
+    from netinv.files import load_tensors
+
+    found, others = {}, []
+    for task, path in paths.items():
+        if not path.exists(): continue
+        tensors, meta = load_tensors(path)
+        if {**meta, **marks[task], "code": None} != {"task": marks[task]["task"], **meta, "code": None}: continue
+        if changed := changes(meta.get("code"), marks[task]["code"]): others.append(changed)
+        if not changed or os.environ.get("NETINV_ANY_CODE"): found[task] = meta["found"], tensors
+    fate = "they stay, as NETINV_ANY_CODE asks" if os.environ.get("NETINV_ANY_CODE") else "they are made anew"
+    if others: print(f"{len(others)} kept results of {work.__name__} are of other code ({others[0]}): {fate}")
+    return found
+
+# %% ../nbs/runner.ipynb #5c1e0c4b
+def _do(
+    work: Callable,
+    task: tuple,
+    path: Path,           # where the result goes
+    mark: dict,           # task, settings, code
+    threads: int | None,  # None: as many as there are now
+) -> tuple[dict, dict[str, "Tensor"]]:
+    "Do a task, and keep its result."
+    import torch
+
+    from netinv.files import load_tensors, save_tensors
+
+    if threads: torch.set_num_threads(threads)
+    found, tensors = work(*task)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save_tensors(path, tensors, mark | {"found": json.loads(json.dumps(found, default=float))})
+    tensors, meta = load_tensors(path)  # the same whether it was kept or not
+    return meta["found"], tensors
 
 # %% ../nbs/runner.ipynb #5c1e0b4a
 def run_tasks(
@@ -62,40 +103,21 @@ def run_tasks(
     copyreg.pickle(type(torch.classes), lambda _: (getattr, (torch, "classes")))
     if pick_device().type != "cpu": jobs = 1
     if jobs > 1: os.environ.update(process_settings())  # for the workers, which are processes of their own
-    settings = json.loads(json.dumps(settings))  # as a file gives them back
+    threads = max(1, (os.cpu_count() or 1) // jobs) if jobs > 1 else None
+    name = lambda task: "-".join(map(str, (work.__name__, *task))) + ".safetensors"
+    paths = {task: Path(folder, "done", name(task)) for task in tasks}
+    same = json.loads(json.dumps({"settings": settings, "code": code_of(work)}))  # as a file gives them back
+    marks = {task: {"task": json.loads(json.dumps(task)), **same} for task in tasks}
+    kept = _unchanged(paths, marks, work) if resume else {}
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "A worker stopped")  # joblib takes kept memory for a leak
         try:
-            once = (delayed(_once)(work, task, Path(folder), settings, resume, jobs) for task in tasks)
-            return dict(zip(tasks, Parallel(n_jobs=jobs)(once)))
+            left = [task for task in paths if task not in kept]
+            do = (delayed(_do)(work, task, paths[task], marks[task], threads) for task in left)
+            done = kept | dict(zip(left, Parallel(n_jobs=jobs)(do)))
+            return {task: done[task] for task in tasks}
         finally:
             if jobs > 1: get_reusable_executor().shutdown()  # idle workers keep memory for minutes
-
-# %% ../nbs/runner.ipynb #5c1e0b4b
-def _once(
-    work: Callable,
-    task: tuple,
-    folder: Path,
-    settings: dict,
-    resume: bool,
-    jobs: int,
-) -> tuple[dict, dict[str, "Tensor"]]:
-    "The kept result of a task, or that of doing it now."
-    import torch
-
-    from netinv.files import load_tensors, save_tensors
-
-    path = folder / "done" / ("-".join(map(str, (work.__name__, *task))) + ".safetensors")
-    mark = {"settings": settings, "task": json.loads(json.dumps(task))}
-    if resume and path.exists():
-        tensors, meta = load_tensors(path)
-        if {"task": mark["task"], **meta} == {**meta, **mark}: return meta["found"], tensors
-    if jobs > 1: torch.set_num_threads(max(1, (os.cpu_count() or 1) // jobs))
-    found, tensors = work(*task)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    save_tensors(path, tensors, mark | {"found": json.loads(json.dumps(found, default=float))})
-    tensors, meta = load_tensors(path)  # the same whether it was kept or not
-    return meta["found"], tensors
 
 # %% ../nbs/runner.ipynb #5c1e0b0c
 def _pages(
@@ -437,6 +459,17 @@ def _kept(
     "Where to look after a failure."
     return f"the partly executed notebook is {short_path(target)}"
 
+# %% ../nbs/runner.ipynb #5c1e0c46
+def _stamp(
+    notebook: Path,  # executed
+    source: dict,
+) -> None:
+    "Write the source of a run into the executed notebook, and beside it."
+    content = _read_notebook(notebook)
+    content["metadata"]["netinv"] = source
+    notebook.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    notebook.with_name("source.json").write_text(json.dumps(source, indent=2), encoding="utf-8")
+
 # %% ../nbs/runner.ipynb #5c1e0b46
 def run_notebook(
     notebook: str | Path,                         # a path, or a name as `netinv list` shows it
@@ -456,5 +489,7 @@ def run_notebook(
         raise UsageError(f"{source.name} lies in {out} itself and would be overwritten: give another folder with --out")
     name, folder = pick_kernel(source, kernel), run_folder(source.stem, out)
     if "out_dir" in known: values.setdefault("out_dir", str(folder))
+    made_by = page_source(source, {**known, **values})  # of the code that runs, whatever is edited meanwhile
     execute_notebook(source, folder / source.name, values, kernel=name, progress=progress)
+    _stamp(folder / source.name, made_by)
     return folder

@@ -1,16 +1,12 @@
-"Baselines: descent on pixels leaves no hook, the literal generator is a factory like any other, stationarity by hand."
+"Baselines: descent on pixels leaves no hook, stationarity by hand."
 import pytest
 import torch
 import victims
 from networks import Wrapped, worn_cnn
 from torch import nn
 
-from netinv.baselines import (
-    DeepInverter, LiteralGenerator, PixelInverter, literal_inverter, reconstruct_from_stationarity, stationarity_loss,
-)
-from netinv.conditioning import make_conditioning
+from netinv.baselines import DeepInverter, PixelInverter, reconstruct_from_stationarity, stationarity_loss
 from netinv.frozen import FrozenClassifier
-from netinv.inversion import Inverter
 from netinv.losses import ce_loss
 from netinv.samples import look
 
@@ -39,29 +35,8 @@ def test_deep_inversion_has_the_statistics_of_batch_norm_in_its_loss() -> None:
 
 
 def test_a_plain_module_gets_the_line_to_write() -> None:
-    for call in (PixelInverter, DeepInverter, literal_inverter, reconstruct_from_stationarity):
+    for call in (PixelInverter, DeepInverter, reconstruct_from_stationarity):
         with pytest.raises(ValueError, match="FrozenClassifier"): call(victims.perceptron())
-
-
-def test_the_literal_generator_trains_like_any_other() -> None:
-    frozen = FrozenClassifier(worn_cnn((1, 16, 16), 4), shape=(1, 16, 16), device="cpu")
-    inverter = literal_inverter(frozen, batch_size=8)
-    assert inverter.fit(3, progress=False).total.notna().all() and inverter.target is frozen
-    one, same, other = (inverter.sample(8, seed=seed).images for seed in (0, 0, 1))
-    assert 0 <= one.min() and one.max() <= 1 and not torch.equal(one, other)
-    assert one.shape == same.shape == (8, 1, 16, 16)
-    narrow = Inverter(frozen, generator=LiteralGenerator.sized(width=8), batch_size=8, amp="off")
-    assert narrow.fit(1, progress=False).total.notna().all()
-
-
-@pytest.mark.parametrize("shape, name, n, says", [
-    ((1, 28, 28), "vector-matrix", 26, "twice as many pixels"),
-    ((1, 28, 20), "vector-matrix", 10, "square images"),
-    ((1, 28, 28), "vector", 10, "a vector and a matrix"),
-    ((1, 28, 28), "vector-matrix", 2, "at least 4 classes"),
-])
-def test_what_the_literal_generator_is_not_made_for(shape, name: str, n: int, says: str) -> None:
-    with pytest.raises(ValueError, match=says): LiteralGenerator(shape, make_conditioning(name, n))
 
 
 def test_stationarity_is_zero_where_the_images_explain_the_weights() -> None:

@@ -294,7 +294,7 @@ def test_every_setting_is_a_flag() -> None:
     flags = ((line, line.strip().split("  ")[0]) for line in lines if line.startswith("  -"))
     shown = {flag: line for line, start in flags for flag in re.findall(r"--(\w+)", start)}
     left = {load_classifier: {"source", "preprocess", "classes"}, Inverter.fit: {"checkpoint_dir", "on_step"},
-            Inverter.__init__: {"classifier", "objective", "generator", "others"}, Inverter.save: {"folder"},
+            Inverter.__init__: {"classifier", "objective", "generator"}, Inverter.save: {"folder"},
             Generator.__init__: {"shape", "conditioning"}}
     for function, not_flags in left.items():
         names = set(signature(function).parameters) - not_flags - {"self"}
@@ -430,6 +430,20 @@ def test_a_run_folder_of_invert_can_be_loaded(classifiers: Path) -> None:
     assert settings.items() <= inverter.config.items() and inverter.config["conditioning"] == "label"
     assert weights.items() <= inverter.objective.weights.items() and inverter.objective["beta"] == 8
     assert set(inverter.sample(8).labels.tolist()) == {0, 2}
+
+
+def test_the_recipe_of_the_paper_and_what_is_given_beside_it(classifiers: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    paper = [*INVERT, "--model", "usersown:small", "--recipe", "paper", "--batch_size", "8"]
+    assert main([*paper, "--width", "2", "--gamma", "3", "--lr", "0.1"]) == 0
+    config = yaml.safe_load(Path("out/config.yaml").read_text())
+    assert [config[name] for name in ("shows", "pattern", "temperature", "lr", "batch_size")] == [
+        "softmax", "cross", 1.0, 0.1, 8]
+    assert config["generator"] == {"kind": "PaperGenerator", "latent_dim": 100, "width": 2, "dropout": 0.1}
+    assert {name for name, weight in config["weights"].items() if weight} == {"alpha", "beta", "gamma", "delta"}
+    assert config["weights"]["gamma"] == 3
+    capsys.readouterr()
+    told = sentence(capsys, *paper[:-2], "--recipe", "papper", "--out", "other")
+    assert told == "netinv: recipe 'papper' is unknown: expected 'paper', or no recipe\n"
 
 
 def test_config_and_flags_use_the_same_names(classifiers: Path) -> None:

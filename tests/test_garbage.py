@@ -3,7 +3,7 @@ import pytest
 import torch
 
 from netinv.data import load_data
-from netinv.garbage import FAMILIES, _shuffled_tiles, garbage_pool
+from netinv.garbage import FAMILIES, _shuffled_tiles, garbage_pool, muted
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -13,6 +13,23 @@ def test_families_draw_images_of_any_shape(family: str, shape: tuple[int, int, i
     once, again = (FAMILIES[family](12, images, torch.Generator().manual_seed(3)) for _ in range(2))
     assert once.shape == (12, *shape) and 0 <= once.min() and once.max() <= 1 and torch.equal(once, again)
     assert (once.flatten(1).std(1) > 0).any() and len(once.flatten(1).unique(dim=0)) > 6
+
+
+def test_colours_are_muted_and_brightness_stays() -> None:
+    rng, images = torch.Generator().manual_seed(0), torch.rand(400, 3, 4, 4, dtype=torch.float64)
+    kept = muted(images, rng) - images.mean(1, keepdim=True)
+    torch.testing.assert_close(kept.mean(1), torch.zeros(400, 4, 4, dtype=torch.float64), atol=1e-12, rtol=0)
+    share = kept.flatten(1).norm(dim=1) / (images - images.mean(1, keepdim=True)).flatten(1).norm(dim=1)
+    assert 0 <= share.min() and share.max() <= 1 and abs(share.mean() - 0.5) < 0.05 and abs(share.std() - 12**-0.5) < 0.03
+    assert torch.equal(muted(images[:, :1], rng), images[:, :1])
+
+
+@pytest.mark.parametrize("family, gray", [("noise", 0.05), ("coordinate", 0.05), ("strokes", 0.2)])
+def test_colours_do_not_give_drawn_garbage_away(family: str, gray: float) -> None:
+    "Some images of each family are nearly gray, and some are colourful."
+    images = FAMILIES[family](300, torch.zeros(1, 3, 16, 16, dtype=torch.uint8), torch.Generator().manual_seed(1))
+    chroma = (images.amax(1) - images.amin(1)).amax((1, 2))  # of the most colourful pixel
+    assert (chroma < 0.06).float().mean() > gray and (chroma > 0.3).float().mean() > 0.1
 
 
 def test_shuffled_tiles_keep_every_pixel() -> None:

@@ -17,7 +17,7 @@ from torch import nn
 
 from networks import worn_cnn
 
-from netinv.baselines import DeepInverter, LiteralGenerator, PixelInverter, literal_inverter
+from netinv.baselines import DeepInverter, PixelInverter
 from netinv.classifier import CNN
 from netinv.first_look import bytes_kept, usual_batch
 from netinv.frozen import FrozenClassifier
@@ -365,7 +365,8 @@ def test_a_saved_run_is_one_folder_that_loads_again(tmp_path: Path) -> None:
     inverter = Inverter(classifier, n_generators=2, **SMALL)
     inverter.fit(12, **QUIET)
     numbers = inverter.save(tmp_path)
-    names = {"config.yaml", "metrics.json", "history.csv", "generator.safetensors", "samples.safetensors", "samples.png"}
+    names = {"config.yaml", "metrics.json", "history.csv", "source.json", "generator.safetensors", "samples.safetensors",
+             "samples.png"}
     assert {p.name for p in tmp_path.iterdir()} == names
     assert json.loads((tmp_path / "metrics.json").read_text()) == numbers
     assert len(pd.read_csv(tmp_path / "history.csv")) == 12
@@ -398,7 +399,7 @@ RUNS = {
     "reconstruction": lambda c: Inverter(c, objective=Reconstruction.recipe(c, "prior"), **SMALL),
     "reconstruction by the paper": lambda c: Inverter(c, objective=Reconstruction.recipe(c, "paper"), **SMALL),
     "reconstruction's own generator": lambda c: Inverter(c, objective=Reconstruction.recipe(c), batch_size=8, amp="off"),
-    "the literal version": lambda c: literal_inverter(c, batch_size=8),
+    "the recipe of the paper": lambda c: Inverter(c, recipe="paper", **SMALL),
 }
 
 

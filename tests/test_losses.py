@@ -298,15 +298,34 @@ def test_pixel_loss_counts_what_is_out_of_range(x) -> None:
     assert pixel_loss(torch.tensor(x).clamp(0, 1)).item() == 0
 
 
-def test_gradient_norm_loss_and_its_gradient() -> None:
+@pytest.mark.parametrize("at_once", [True, False])
+def test_gradient_norm_loss_is_of_one_image_and_has_a_gradient(at_once: bool) -> None:
     net = torch.nn.Sequential(torch.nn.Linear(5, 7), torch.nn.Softplus(), torch.nn.Linear(7, 3)).double()
     x, labels = draw(4, 5, seed=1).requires_grad_(), torch.tensor([0, 1, 2, 0])
-    norm = lambda x: gradient_norm_loss(ce_loss(net(x), labels), net.parameters())
-    net.zero_grad()
-    ce_loss(net(x), labels).backward()
-    assert norm(x).item() == pytest.approx(sum(p.grad.square().sum().item() for p in net.parameters()), rel=1e-12)
-    assert torch.autograd.gradcheck(norm, x)
-    net[0].requires_grad_(False)
-    assert norm(x).item() == pytest.approx(sum(p.grad.square().sum().item() for p in net[2].parameters()), rel=1e-12)
-    net.requires_grad_(False)
-    with pytest.raises(ValueError, match=r"call requires_grad_\(\) on them"): norm(x)
+    of_one = lambda weights, x, y: ce_loss(torch.func.functional_call(net, weights, (x[None],)), y[None])
+    norm = lambda x, weights: gradient_norm_loss(of_one, weights, x, labels, at_once)
+    def by_autograd(*names: str) -> float:
+        total = 0.0
+        for image, label in zip(x, labels):  # one backward pass for each image
+            net.zero_grad()
+            ce_loss(net(image[None]), label[None]).backward()
+            total += sum(p.grad.square().sum().item() for name, p in net.named_parameters() if name in names)
+        return total / len(x)
+    weights = {name: p.detach() for name, p in net.named_parameters()}
+    assert norm(x, weights).item() == pytest.approx(by_autograd(*weights), rel=1e-12)
+    assert torch.autograd.gradcheck(lambda x: norm(x, weights), x)
+    last = {name: p for name, p in weights.items() if name.startswith("2.")}  # the others are as they are
+    assert norm(x, last).item() == pytest.approx(by_autograd(*last), rel=1e-12)
+
+
+def test_gradient_norm_loss_of_a_linear_network_in_closed_form() -> None:
+    "(softmax - label) x^T for each image: its squared length is |error|^2 (|x|^2 + 1), bias included."
+    W, b, x, labels = draw(3, 5, seed=2), draw(3, seed=3), draw(6, 5, seed=4), torch.tensor([0, 1, 2, 0, 1, 2])
+    found = gradient_norm_loss(lambda w, x, y: ce_loss((w["W"] @ x + w["b"])[None], y[None]), {"W": W, "b": b}, x, labels)
+    logits = x.numpy() @ W.numpy().T + b.numpy()
+    q = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
+    error = q - np.eye(3)[labels.numpy()]
+    assert found.dtype == torch.float64
+    assert found.item() == pytest.approx(float(((error**2).sum(1) * ((x.numpy() ** 2).sum(1) + 1)).mean()), rel=1e-12)
+    of_the_mean = ((error.T @ x.numpy() / 6) ** 2).sum() + (error.mean(0) ** 2).sum()
+    assert found.item() > 1.5 * of_the_mean  # what it must not be: images that pull apart would hide each other

@@ -49,6 +49,8 @@ def test_recipes_fill_an_epoch_as_they_say(digits) -> None:
     paper, diverse = (epoch_garbage(recipe, 100, digits.train.images, found, rng) for recipe in ("paper", "diverse"))
     assert (len(paper), inverted(paper)) == (140, 40)
     assert (len(diverse), inverted(diverse)) == (100, 25)
+    first, later = (epoch_garbage("diverse", 100, digits.train.images, some, rng, []) for some in (found[:0], found))
+    assert (len(first), inverted(first)) == (100, 0) and (len(later), inverted(later)) == (100, 100)
 
 
 def test_a_garbage_class_leaves_the_other_logits_alone() -> None:
@@ -124,7 +126,7 @@ def test_scores_are_those_of_frozen_classifiers(digits, plain) -> None:
 
 @pytest.mark.parametrize("settings, says", [
     (dict(epochs=0), "must be at least 1"), (dict(batch_size=0), "must be at least 1"),
-    (dict(inverted=-1), "inverted is -1"), (dict(families=[]), "families is empty"),
+    (dict(inverted=-1), "inverted is -1"), (dict(families=[], inverted=0), "families is empty and inverted is 0"),
 ])  # fmt: skip
 def test_settings_of_garbage_that_cannot_be(digits, settings: dict, says: str) -> None:
     with pytest.raises(ValueError, match=says): train_with_garbage(digits, **dict(epochs=1, progress=False) | settings)

@@ -45,7 +45,9 @@ def test_tables_get_one_head_and_numbers_that_hold_together() -> None:
     assert len(page.select("thead tr")) == 1 and heads == ["source", "method", "AUROC ↑", "FPR95"]
     assert all("num" in cell["class"] for cell in page.select("tbody td")) and not page.select("style")
     assert page.select_one("thead th:last-child")["class"] == ["num"] and page.select_one(".table-box > table")
-    for text in ("0.998 ± 0.000", "-", "1,024", "15 %", "1.2e+04", "7 s", "99.5%"): assert pages.NUMBER.fullmatch(text)
+    for text in ("0.998 ± 0.000", "-", "1,024", "15 %", "1.2e+04", "7 s", "99.5%", "0.993 [0.991, 0.995]", "-0.2 [-0.3, 0.1]",
+                 "99.3% [99.1%, 99.5%]"):
+        assert pages.NUMBER.fullmatch(text)
     for text in ("energy", "7 (6 to 8)", "2.0.0 rc"): assert not pages.NUMBER.fullmatch(text)
 
 

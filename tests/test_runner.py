@@ -10,9 +10,12 @@ from clones import clone, injected, write_notebook  # noqa: F401: clone is a fix
 from hypothesis import given
 from hypothesis import strategies as st
 
+import netinv
+from netinv import runner
+from netinv.files import save_tensors
 from netinv.runner import (
     PROCESS_SETTINGS, UsageError, find_notebook, notebook_parameters, notebooks, parse_value, process_settings,
-    read_parameters, run_notebook,
+    read_parameters, run_notebook, run_tasks,
 )
 from netinv.values import Computed, read_like
 
@@ -225,3 +228,58 @@ def test_the_parameters_of_another_language(clone: Path) -> None:
     r = {"kernelspec": {"name": "ir", "display_name": "R", "language": "R"}}
     write_notebook(Path("nbs/other.ipynb"), "steps = 3", metadata=r)
     assert set(notebook_parameters(Path("nbs/other.ipynb"))) <= {"steps"}
+
+
+def twice(x: int) -> tuple[dict, dict]:
+    "Work whose code a test changes."
+    DONE.append(x)
+    return {"twice": 2 * x}, {}
+
+
+DONE = []
+
+
+def test_a_kept_result_of_other_code_is_made_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    run = lambda: run_tasks(twice, [(1,), (2,)], folder=tmp_path, settings={"a": 1})
+    made_by = lambda **code: monkeypatch.setattr(runner, "code_of", lambda work: code)
+    DONE.clear()
+    made_by(twice="1", loop="1")
+    first = run()
+    assert run() == first and DONE == [1, 2] and capsys.readouterr().out == ""
+    made_by(twice="1", loop="2", losses="1")
+    monkeypatch.setenv("NETINV_ANY_CODE", "1")
+    assert run() == first and DONE == [1, 2]
+    assert capsys.readouterr().out == ("2 kept results of twice are of other code (loop, losses): they stay, as "
+                                       "NETINV_ANY_CODE asks\n")
+    monkeypatch.delenv("NETINV_ANY_CODE")
+    assert run() == first and DONE == [1, 2, 1, 2]
+    assert capsys.readouterr().out.endswith("(loop, losses): they are made anew\n")
+    run()
+    assert DONE == [1, 2, 1, 2] and capsys.readouterr().out == ""
+
+
+def test_a_result_kept_before_code_was_written_down_is_made_anew(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    DONE.clear()
+    kept = {"task": [3], "settings": {}, "found": {"twice": 0}}
+    save_tensors(tmp_path / "done/twice-3.safetensors", {}, kept)
+    assert run_tasks(twice, [(3,)], folder=tmp_path, settings={})[(3,)][0] == {"twice": 6}
+    assert "(nobody wrote down what made it): they are made anew" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("resume, settings", [(False, {}), (True, {"b": 1})])
+def test_no_line_where_code_is_not_the_reason(tmp_path, monkeypatch, capsys, resume: bool, settings: dict) -> None:
+    DONE.clear()
+    for code, more in (("1", {}), ("2", settings)):
+        monkeypatch.setattr(runner, "code_of", lambda work, code=code: {"twice": code})
+        run_tasks(twice, [(1,)], folder=tmp_path, settings=more, resume=resume)
+    assert DONE == [1, 1] and capsys.readouterr().out == ""
+
+
+def test_a_run_says_what_made_it(clone: Path) -> None:
+    folder = run_notebook("sum", {"right": 3}, out="out", progress=False)
+    made_by = json.loads((folder / "source.json").read_text())
+    assert made_by["parameters"] == {"left": 1, "right": 3, "words": ["a"]} and [*made_by["code"]] == ["this page"]
+    assert json.loads((folder / "sum.ipynb").read_text())["metadata"]["netinv"] == made_by
+    assert made_by["versions"]["netinv"] == netinv.__version__

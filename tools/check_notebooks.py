@@ -1,11 +1,12 @@
 """Fail if the notebooks and what is made from them have drifted apart, or a notebook breaks a rule of the house.
 
-Six things are checked: `nbdev_export` has nothing left to write into netinv/, `nbdev_clean` has nothing left to clean
+Seven things are checked: `nbdev_export` has nothing left to write into netinv/, `nbdev_clean` has nothing left to clean
 in nbs/, at most four export cells stand in a row without a result that readers see, no line is longer than 120
-characters, imports stand in cells of their own, and pictures have a text for those who cannot see them. The export is
-left in place, since that is what the author forgot; cleaning is tried on a copy.
+characters, imports stand in cells of their own, pictures have a text for those who cannot see them, and a page of
+experiments whose outputs are older than its code says so. The export is left in place, since that is what the author
+forgot; cleaning is tried on a copy.
 
-    python tools/check_notebooks.py --rules    # the last four alone, which take no time"""
+    python tools/check_notebooks.py --rules    # all but the first two, which takes no time"""
 import ast
 import re
 import shutil
@@ -16,6 +17,7 @@ from tempfile import TemporaryDirectory
 
 from house import (IN_A_ROW, LONGEST, code_lines, has_directive, is_export, is_too_long, notebooks, runs_without_result,
                    source)
+from older import older
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -95,6 +97,7 @@ def nameless_pictures(root: Path = ROOT) -> list[str]:
 
 def main() -> int:
     faults = unseen() + long_lines() + mixed_imports() + nameless_pictures()
+    faults += older()
     if "--rules" not in sys.argv:
         stale, untidy = stale_modules(), untidy_notebooks()
         if stale: faults.append(f"netinv/ was behind nbs/: commit what nbdev_export has written: {', '.join(stale)}")

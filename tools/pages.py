@@ -16,7 +16,8 @@ import yaml
 from bs4 import BeautifulSoup, Tag
 from PIL import Image
 
-NUMBER = re.compile(r"[-+−–]?(\d[\d.,]*(e[-+]?\d+)?( ?± ?[\d.,]+)?( ?(%|s|ms|x))?)?|nan|None", re.IGNORECASE)
+NUMBER = re.compile(r"[-+−–]?(\d[\d.,]*(e[-+]?\d+)?( ?± ?[\d.,]+)?( ?(%|s|ms|x))?"
+                    r"( \[[-−]?[\d.,]+%?, [-−]?[\d.,]+%?\])?)?|nan|None", re.IGNORECASE)
 FIRST = re.compile(r"[-+−]?\d[\d,]*\.?\d*(e[-+]?\d+)?", re.IGNORECASE)
 WORDS_A_MINUTE, LINE, PICTURE = 220, 3 / 60, 8 / 60  # minutes that a line of code and a picture take
 SHORT = 30  # characters of a row's name that is not broken
