@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from .classifier import CNN, borrowed_rng, global_rngs, run_classifier, to_float, undisturbed
 from .frozen import FrozenClassifier, check_frozen, probe_images
 from .inversion import Inverter, fingerprint, plain, summary, whole_number, write_run
-from .perturbation import Perturbation
+from .reconstruction import Perturbation, Reconstruction
 
 # %% ../nbs/distil.ipynb #26f09c86
 def answer_loss(
@@ -105,10 +105,12 @@ class Distiller(Inverter):
         student_lr: float = 3e-3,  # largest step size of the student's Adam
         memory: int = 50_000,      # images that are remembered
         seed: int = 0,
-        **settings,                # of the generators, see `Inverter`
+        **settings,                # of the generators, see `Inverter`; without objective or recipe: "prior"
     ):
         self.student, self.plan = check_student(student, teacher), check_plan(steps, seconds)
-        super().__init__(teacher, seed=seed, **{"temperature": 1.0} | settings)
+        if not {"objective", "recipe"} & {*settings}: settings["objective"] = Reconstruction.recipe(teacher)
+        super().__init__(teacher, seed=seed, **settings)
+        self.teacher = teacher.folded()
         lesson = {"lessons": lessons, "lesson_size": lesson_size, "student_lr": student_lr, "memory": memory}
         for name, value in lesson.items():
             if not plain(value) > 0: raise ValueError(f"{name} is {value}: expected a number above 0")
@@ -145,7 +147,7 @@ def lesson(self: Distiller) -> Tensor:  # scalar, on the device
     images = self.memory.draw(n, rng)
     images = torch.cat([images[n // 2:], Perturbation()(images[: n // 2], rng)])
     with torch.autocast(self.device.type, self.amp, enabled=self.amp is not None):
-        with torch.no_grad(): wanted = self.target(images).logits.float()
+        with torch.no_grad(): wanted = self.teacher(images).logits.float()
         given = run_classifier(self.student.train(), images)
     loss = answer_loss(given, wanted)
     self.student.zero_grad()
@@ -249,7 +251,7 @@ def distil(
     progress: bool = True,         # show a bar
     **settings,                    # of lessons and generators, see `Distiller`
 ) -> nn.Module:                    # in eval mode, with `.history`, a DataFrame
-    "A student that has seen inverted images alone, and the teacher's answers to them."
+    "A student that has seen inverted images alone, and the teacher's answers; errors as for `Distiller`."
     check_frozen(teacher)
     with borrowed_rng(seed, teacher.device):
         student = small_student(teacher) if student is None else student
