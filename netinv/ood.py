@@ -210,7 +210,7 @@ def train_with_garbage(
     lr: float = 3e-3,                # peak of the step size
     garbage_weight: float = 0.05,    # of garbage against real images in the loss; "paper" goes by the counts
     families: list[str] | None = None,  # names in `FAMILIES` for the recipe "diverse"; None for all, [] for none
-    inverted: int = 1_000,           # images that inversion adds after every epoch
+    inverted: int | None = None,     # images that inversion adds after every epoch; None: 1,000 for "paper", else none
     device: str | torch.device = "auto",
     amp: str | None = "auto",        # "bf16" or "off", see `pick_amp`
     checkpoint_dir: str | os.PathLike | None = None,  # a folder for `garbage.safetensors`, written after every epoch
@@ -224,6 +224,7 @@ def train_with_garbage(
     n, n_classes = len(data.train), len(data.classes)
     if not n: raise ValueError("data has no training images: give some to train on")
     epochs = math.ceil(1.5 * default_epochs(n)) if epochs is None else epochs
+    if inverted is None: inverted = 1_000 if recipe == "paper" else 0
     check_garbage(model, recipe, epochs, batch_size, inverted, families)
     batches = PaperBatches if recipe == "paper" else GarbageBatches
     source = batches(data, recipe, batch_size, families, torch.Generator(pick_device(device)).manual_seed(seed))
