@@ -10,7 +10,7 @@ import math
 import os
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 
 import numpy as np
@@ -26,15 +26,13 @@ from .frozen import FrozenClassifier, borrowed_rng, check_frozen, pick_device
 from .garbage import garbage_pool
 from .heads import output_layer, with_garbage_class
 from .inversion import Generator, Inverter
-from .objective import Inversion
 from .samples import as_tensor, check_images, check_labels, outputs
 
 # %% ../nbs/ood.ipynb #ad32b9d9
-def random_kind(rng: torch.Generator) -> dict:
-    "Objective and generator of an `Inverter`, drawn at random."
-    gamma, gamma_pix, smooth, brightness = torch.rand(4, generator=rng, device=rng.device).tolist()
-    generator = Generator.sized(width=32, smooth=int(4 * smooth), brightness=0.02 + 0.3 * brightness**2)
-    return {"objective": Inversion(gamma=16 * gamma, gamma_pix=10 * gamma_pix), "generator": generator}
+def random_kind(rng: torch.Generator) -> Callable:
+    "The factory of an opponent's generator, of random width and smoothness, with a canvas or without."
+    width, smooth, canvas = torch.rand(3, generator=rng, device=rng.device).tolist()
+    return Generator.sized(width=(32, 48, 64)[int(3 * width)], smooth=int(3 * smooth), canvas=5.0 * (canvas < 0.5))
 
 # %% ../nbs/ood.ipynb #ab5e900e
 def inverted_garbage(
@@ -43,13 +41,13 @@ def inverted_garbage(
     rng: torch.Generator,          # on its device
     *,
     steps: int = 70,
-    varied: bool = True,           # a generator of random kind, seen at three ages; else the paper's, at the end
+    varied: bool = True,           # a generator of random kind, seen at four ages; else the paper's, at the end
 ) -> Tensor:                       # [n, C, H, W] uint8
     "Images from a fresh small generator, trained to have the classifier take them for its real classes."
-    kind = {"batch_size": 64, **random_kind(rng)} if varied else {"recipe": "paper"}
+    kind = {"batch_size": 64, "generator": random_kind(rng)} if varied else {"recipe": "paper"}
     start = int(torch.randint(2**20, (), generator=rng, device=rng.device))
     inverter = Inverter(classifier, classes=list(range(classifier.n_classes - 1)), seed=start, **kind)
-    ages, parts = (1 / 7, 2 / 7, 4 / 7) if varied else (1,), []
+    ages, parts = (1 / 5, 1 / 5, 1 / 5, 2 / 5) if varied else (1,), []
     for share in ages:
         inverter.fit(max(1, round(share * steps)), progress=False)
         parts.append(inverter.generate(math.ceil(n / len(ages)))[0])

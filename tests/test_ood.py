@@ -14,10 +14,11 @@ from netinv.classifier import CNN, train_classifier
 from netinv.data import ImageData, load_data
 from netinv.frozen import FrozenClassifier
 from netinv.garbage import FAMILIES
+from netinv.generator import describe_generator
 from netinv.heads import with_garbage_class
 from netinv.ood import (
-    baseline_scores, epoch_garbage, evaluate_ood, in_distribution, log_probabilities, margins, ood_score, separation,
-    threshold_area, train_with_garbage,
+    baseline_scores, epoch_garbage, evaluate_ood, in_distribution, log_probabilities, margins, ood_score,
+    random_kind, separation, threshold_area, train_with_garbage,
 )
 from netinv.samples import accuracy
 
@@ -138,6 +139,12 @@ def test_training_finds_garbage_and_keeps_the_classes(digits, hardened) -> None:
     assert table.AUROC.min() > 0.95 and table["to garbage"].loc["noise"] > 0.9
     assert table.accuracy.iloc[0] > 0.85
     assert hardened.garbage.dtype == torch.uint8 and len(hardened.history) == 4 and not hardened.training
+
+
+def test_opponents_are_of_eighteen_kinds() -> None:
+    rng, kinds = torch.Generator().manual_seed(0), set()
+    for _ in range(200): kinds.add(tuple(sorted(describe_generator(random_kind(rng)).items())))
+    assert len(kinds) == 3 * 3 * 2 and {dict(kind)["canvas"] for kind in kinds} == {0.0, 5.0}
 
 
 def test_only_the_paper_inverts_by_itself(digits, monkeypatch) -> None:
