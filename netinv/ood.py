@@ -10,7 +10,7 @@ import math
 import os
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 
 import numpy as np
@@ -26,15 +26,13 @@ from .frozen import FrozenClassifier, borrowed_rng, check_frozen, pick_device
 from .garbage import garbage_pool
 from .heads import output_layer, with_garbage_class
 from .inversion import Generator, Inverter
-from .objective import Inversion
 from .samples import as_tensor, check_images, check_labels, outputs
 
 # %% ../nbs/ood.ipynb #ad32b9d9
-def random_kind(rng: torch.Generator) -> dict:
-    "Objective and generator of an `Inverter`, drawn at random."
-    gamma, gamma_pix, smooth, brightness = torch.rand(4, generator=rng, device=rng.device).tolist()
-    generator = Generator.sized(width=32, smooth=int(4 * smooth), brightness=0.02 + 0.3 * brightness**2)
-    return {"objective": Inversion(gamma=16 * gamma, gamma_pix=10 * gamma_pix), "generator": generator}
+def random_kind(rng: torch.Generator) -> Callable:
+    "The factory of an opponent's generator, of random width and smoothness, with a canvas or without."
+    width, smooth, canvas = torch.rand(3, generator=rng, device=rng.device).tolist()
+    return Generator.sized(width=(32, 48, 64)[int(3 * width)], smooth=int(3 * smooth), canvas=5.0 * (canvas < 0.5))
 
 # %% ../nbs/ood.ipynb #ab5e900e
 def inverted_garbage(
@@ -43,13 +41,13 @@ def inverted_garbage(
     rng: torch.Generator,          # on its device
     *,
     steps: int = 70,
-    varied: bool = True,           # a generator of random kind, seen at three ages; else the paper's, at the end
+    varied: bool = True,           # a generator of random kind, seen at four ages; else the paper's, at the end
 ) -> Tensor:                       # [n, C, H, W] uint8
     "Images from a fresh small generator, trained to have the classifier take them for its real classes."
-    kind = {"batch_size": 64, **random_kind(rng)} if varied else {"recipe": "paper"}
+    kind = {"batch_size": 64, "generator": random_kind(rng)} if varied else {"recipe": "paper"}
     start = int(torch.randint(2**20, (), generator=rng, device=rng.device))
     inverter = Inverter(classifier, classes=list(range(classifier.n_classes - 1)), seed=start, **kind)
-    ages, parts = (1 / 7, 2 / 7, 4 / 7) if varied else (1,), []
+    ages, parts = (1 / 5, 1 / 5, 1 / 5, 2 / 5) if varied else (1,), []
     for share in ages:
         inverter.fit(max(1, round(share * steps)), progress=False)
         parts.append(inverter.generate(math.ceil(n / len(ages)))[0])
@@ -210,7 +208,7 @@ def train_with_garbage(
     lr: float = 3e-3,                # peak of the step size
     garbage_weight: float = 0.05,    # of garbage against real images in the loss; "paper" goes by the counts
     families: list[str] | None = None,  # names in `FAMILIES` for the recipe "diverse"; None for all, [] for none
-    inverted: int = 1_000,           # images that inversion adds after every epoch
+    inverted: int | None = None,     # images that inversion adds after every epoch; None: 1,000 for "paper", else none
     device: str | torch.device = "auto",
     amp: str | None = "auto",        # "bf16" or "off", see `pick_amp`
     checkpoint_dir: str | os.PathLike | None = None,  # a folder for `garbage.safetensors`, written after every epoch
@@ -224,6 +222,7 @@ def train_with_garbage(
     n, n_classes = len(data.train), len(data.classes)
     if not n: raise ValueError("data has no training images: give some to train on")
     epochs = math.ceil(1.5 * default_epochs(n)) if epochs is None else epochs
+    if inverted is None: inverted = 1_000 if recipe == "paper" else 0
     check_garbage(model, recipe, epochs, batch_size, inverted, families)
     batches = PaperBatches if recipe == "paper" else GarbageBatches
     source = batches(data, recipe, batch_size, families, torch.Generator(pick_device(device)).manual_seed(seed))

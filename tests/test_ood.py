@@ -14,10 +14,11 @@ from netinv.classifier import CNN, train_classifier
 from netinv.data import ImageData, load_data
 from netinv.frozen import FrozenClassifier
 from netinv.garbage import FAMILIES
+from netinv.generator import describe_generator
 from netinv.heads import with_garbage_class
 from netinv.ood import (
-    baseline_scores, epoch_garbage, evaluate_ood, in_distribution, log_probabilities, margins, ood_score, separation,
-    threshold_area, train_with_garbage,
+    baseline_scores, epoch_garbage, evaluate_ood, in_distribution, log_probabilities, margins, ood_score,
+    random_kind, separation, threshold_area, train_with_garbage,
 )
 from netinv.samples import accuracy
 
@@ -126,7 +127,7 @@ def test_scores_are_those_of_frozen_classifiers(digits, plain) -> None:
 
 @pytest.mark.parametrize("settings, says", [
     (dict(epochs=0), "must be at least 1"), (dict(batch_size=0), "must be at least 1"),
-    (dict(inverted=-1), "inverted is -1"), (dict(families=[], inverted=0), "families is empty and inverted is 0"),
+    (dict(inverted=-1), "inverted is -1"), (dict(families=[]), "families is empty and inverted is 0"),
 ])  # fmt: skip
 def test_settings_of_garbage_that_cannot_be(digits, settings: dict, says: str) -> None:
     with pytest.raises(ValueError, match=says): train_with_garbage(digits, **dict(epochs=1, progress=False) | settings)
@@ -138,6 +139,24 @@ def test_training_finds_garbage_and_keeps_the_classes(digits, hardened) -> None:
     assert table.AUROC.min() > 0.95 and table["to garbage"].loc["noise"] > 0.9
     assert table.accuracy.iloc[0] > 0.85
     assert hardened.garbage.dtype == torch.uint8 and len(hardened.history) == 4 and not hardened.training
+
+
+def test_opponents_are_of_eighteen_kinds() -> None:
+    rng, kinds = torch.Generator().manual_seed(0), set()
+    for _ in range(200): kinds.add(tuple(sorted(describe_generator(random_kind(rng)).items())))
+    assert len(kinds) == 3 * 3 * 2 and {dict(kind)["canvas"] for kind in kinds} == {0.0, 5.0}
+
+
+def test_only_the_paper_inverts_by_itself(digits, monkeypatch) -> None:
+    from netinv import ood
+
+    asked = []
+    def found(classifier, n, rng, **kind): return asked.append(n) or torch.zeros(n, *digits.shape, dtype=torch.uint8)
+    monkeypatch.setattr(ood, "inverted_garbage", found)
+    for settings in ({}, {"recipe": "paper"}, {"inverted": 7}, {"families": [], "inverted": 5}):
+        table = train_with_garbage(digits, epochs=2, **settings, **QUIET).history
+        asked.append(int(table.inverted.iloc[-1]))
+    assert asked == [0, 1_000, 1_000, 7, 7, 5, 5]
 
 
 def test_training_repeats_itself(digits) -> None:
