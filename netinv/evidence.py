@@ -17,8 +17,8 @@ def _decimals(
     mean: float,
     half: float,  # half the width of the interval; zero and NaN say nothing
 ) -> int:         # digits after the point
-    "How many digits are worth writing: to the first digit of `half`, or three of the mean."
-    scale = half if half > 0 else abs(mean) / 100
+    "How many digits are worth writing: one of `half`, two where it begins with a 1; or three of the mean."
+    scale = half / 1.75 if half > 0 else abs(mean) / 100
     return max(0, -math.floor(math.log10(scale))) if 0 < scale < math.inf else 0
 
 # %% ../nbs/evidence.ipynb #100f9b51
