@@ -364,8 +364,8 @@ def _distiller(args: argparse.Namespace) -> "Distiller":
 
     teacher = _introduced(args)
     with usage(args), borrowed_rng(args.seed or 0, teacher.device):
-        student = small_student(teacher)
-        if args.student: student = load_network(args.student, shape=teacher.shape, n_classes=teacher.n_classes)
+        kind = {"shape": teacher.shape, "n_classes": teacher.n_classes}
+        student = load_network(args.student, **kind) if args.student else small_student(teacher)
         return _made(args, partial(Distiller, teacher, student, **given(args, "distiller")))
 
 # %% ../nbs/cli.ipynb #931cfcd6
@@ -375,6 +375,7 @@ def _marks(
 ) -> dict[str, float]:
     "What teacher and student make of test images, for metrics.json."
     import torch
+
     from netinv.outputs import run_classifier
     from netinv.samples import outputs
 
@@ -401,8 +402,9 @@ def _distil(
     save = lambda folder: distiller.save(folder, **_marks(distiller, test))
     folder, numbers = carry_out(args, distiller, distiller.teach, save)
     report_folder(folder)
-    if test: print("{test_images:,} test images: teacher {teacher_accuracy:.1%} right, student {student_accuracy:.1%}, the "
-                   "same answer to {agreement:.1%}".format(**numbers))
+    if test:
+        print("{test_images:,} test images: teacher {teacher_accuracy:.1%} right, student {student_accuracy:.1%}, "
+              "the same answer to {agreement:.1%}".format(**numbers))
     _say_where_the_student_is(args, folder, teacher)
 
 # %% ../nbs/cli.ipynb #4550f5c1
