@@ -104,7 +104,7 @@ class Distiller(Inverter):
         lesson_size: int = 128,    # images of a lesson
         student_lr: float = 3e-3,  # largest step size of the student's Adam
         memory: int = 50_000,      # images that are remembered
-        seed: int = 0,
+        seed: int = 0,             # repeats the run on the same machine with as many threads
         **settings,                # of the generators, see `Inverter`; without objective or recipe: "prior"
     ):
         self.student, self.plan = check_student(student, teacher), check_plan(steps, seconds)

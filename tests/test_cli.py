@@ -172,7 +172,18 @@ FLATTEN = "invert --model torch.nn:Flatten --shape 1,8,8 --n_classes 64"
     ("look torch.nn:Flatten --shape 1,8,8 --data digits", "images of 1x28x28 and the classifier takes 1x8x8: --resize"),
     ("look torch.nn:Flatten --shape 1,8,8 --images 1", "images is 1: expected 2 or more"),
     ("look torch.nn:Flatten --shape 1,8,8 --steps 3", "unrecognized arguments: --steps 3"),
-    ("invret", "invalid choice: 'invret' (choose from 'list', 'run', 'look', 'invert'): did you mean invert?"),
+    ("distil torch.nn:Flatten --shape 1,8,8 --resume", "--resume needs --out"),
+    ("distil torch.nn:Flatten --shape 1,8,8 --steps 0", "steps is 0: expected 1 or more"),
+    ("distil torch.nn:Flatten --shape 1,8,8 --seconds 0", "seconds is 0.0: expected a number above 0"),
+    ("distil torch.nn:Flatten --shape 1,8,8 --lessons 0", "lessons is 0: expected a number above 0"),
+    ("distil torch.nn:Flatten --shape 1,8,8 --student torch.nn:Flatten", "no weights that can be trained"),
+    ("distil torch.nn:Flatten --shape 1,8,8 --student nowhere.py:net", "there is no file nowhere.py"),
+    ("distil torch.nn:Flatten --shape 1,8,8 --data nowhere", "no data source 'nowhere'"),
+    ("distil torch.nn:Flatten --shape 1,8,8 --data digits", "and the classifier takes 1x8x8: --resize scales them"),
+    ("distil torch.nn:Flatten --shape 1,8,8 --recipe papper", "recipe 'papper' is unknown"),
+    ("distil torch.nn:Flatten --shape 1,8,8 --lesons 3", "unrecognized arguments: --lesons 3: did you mean --lessons or --lesson_size?"),
+    ("distil", "the following arguments are required: --model"),
+    ("invret", "invalid choice: 'invret' (choose from 'list', 'run', 'look', 'invert', 'distil'): did you mean invert?"),
     (f"{FLATTEN} --gama 2", "did you mean --gamma or --gamma_pix?"),
     (f"{FLATTEN} --generators 2", "did you mean --n_generators?"),
     (f"{FLATTEN} --classes 64", "classes is [64]: expected some of the labels 0 to 63"),
@@ -235,19 +246,20 @@ def test_list_outside_a_clone(
     assert "go into a clone of netinv" in sentence(capsys, "run", "losses")
 
 
-@pytest.mark.parametrize("argv", ["--help", "run --help", "list --help", "invert --help", "--version"])
+@pytest.mark.parametrize("argv", ["--help", "run --help", "list --help", "invert --help", "distil --help", "--version"])
 def test_help(capsys: pytest.CaptureFixture[str], argv: str) -> None:
     with pytest.raises(SystemExit) as stop: main(argv.split())
     assert stop.value.code == 0 and "netinv" in capsys.readouterr().out
 
 
 def help_of(*argv: str) -> str:
-    "What `netinv argv --help` prints, from a process in which PyTorch is imported for `invert` and `look` alone."
+    "What `netinv argv --help` prints, from a process in which PyTorch is imported where signatures are read off alone."
     script = """
 import sys
 from netinv.cli import main
+LATE = [["invert"], ["look"], ["distil"]]
 try: main([*sys.argv[1:], "--help"])
-finally: assert not {"torch", "yaml", "papermill", "joblib"} & set(sys.modules) or sys.argv[1:] in (["invert"], ["look"])
+finally: assert not {"torch", "yaml", "papermill", "joblib"} & set(sys.modules) or sys.argv[1:] in LATE
 """
     options = dict(capture_output=True, text=True, check=True)
     environ = {**os.environ, "COLUMNS": "1000", "PYTHONPATH": str(ROOT)}
@@ -316,18 +328,18 @@ def test_a_new_parameter_is_a_new_flag(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def shown_commands() -> list[str]:
-    "Every command `netinv run`, `netinv look` or `netinv invert` in the code blocks of the pages."
+    "Every command that does something, in the code blocks of the pages."
     cells = [cell for path in notebooks(ROOT).values() for cell in json.loads(path.read_text())["cells"]]
     prose = "\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "markdown")
     blocks = "\n".join(re.findall(r"```sh\n(.*?)```", prose, re.DOTALL)).replace("\\\n", " ")
-    return re.findall(r"^(?:\S*/)?netinv ((?:run|invert|look) .*)$", blocks, re.MULTILINE)
+    return re.findall(r"^(?:\S*/)?netinv ((?:run|invert|look|distil) .*)$", blocks, re.MULTILINE)
 
 
 def test_commands_on_the_pages_can_be_parsed() -> None:
     from netinv.cli import build_parser
 
     commands = shown_commands()
-    assert len(commands) > 3 and {command.split()[0] for command in commands} == {"run", "invert", "look"}
+    assert len(commands) > 3 and {command.split()[0] for command in commands} == {"run", "invert", "look", "distil"}
     for command in commands:
         args = build_parser().parse_args(shlex.split(command, comments=True))
         if "notebook" in args: find_notebook(args.notebook, ROOT)
@@ -561,3 +573,92 @@ def test_look_takes_a_folder_of_pictures_of_other_sizes(classifiers: Path, capsy
         Image.fromarray(pixels).save(f"photos/{'abc'[k % 3]}/{k}.png")
     assert main("look usersown:small --shape 1,8,8 --data photos --resize".split()) == 0
     assert "6 images of" in capsys.readouterr().out
+
+
+DISTIL = "distil netinv.play:digit_reader --shape 1,28,28 --lessons 1 --memory 200 --batch-size 10 --no-progress --out out"
+STUDENT = """
+from torch import nn
+
+def net(): return nn.Sequential(nn.Flatten(), nn.Linear(784, 10))
+
+def short(): return nn.Sequential(nn.Flatten(), nn.Linear(784, 3))
+"""
+
+
+def test_distil_teaches_tests_and_tells(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import torch
+
+    import netinv
+    from netinv.bring import load_classifier
+    from netinv.distil import small_student
+    from netinv.play import digit_reader
+
+    monkeypatch.chdir(tmp_path)
+    assert main([*DISTIL.split(), "--steps", "2", "--data", "digits"]) == 0
+    out, numbers = capsys.readouterr().out, json.loads(Path("out/metrics.json").read_text())
+    assert {"config.yaml", "history.csv", "student.safetensors", "samples.png"} <= {p.name for p in Path("out").iterdir()}
+    assert numbers["steps"] == 2 and numbers["images"] == 20
+    (line,) = re.findall(r"^in Python:  (.*)$", out, re.MULTILINE)
+    student = eval(line, {"load_classifier": load_classifier, "load_weights": netinv.load_weights,
+                          "small_student": small_student}).eval()
+    test, teacher = netinv.load_data("digits").test, digit_reader()
+    with torch.no_grad(): told, wanted = (net(test.images.float() / 255).argmax(1) for net in (student, teacher))
+    shares = [numbers[name] for name in ("student_accuracy", "teacher_accuracy", "agreement")]
+    own = [(a == b).float().mean().item() for a, b in ((told, test.labels), (wanted, test.labels), (told, wanted))]
+    assert shares == pytest.approx(own, abs=2e-3) and shares[1] > 0.95 and numbers["test_images"] == len(test)
+    assert f"teacher {shares[1]:.1%} right, student {shares[0]:.1%}, the same answer to {shares[2]:.1%}" in out
+
+
+def test_a_student_of_ones_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    from netinv.bring import load_network
+    from netinv.weights import load_weights
+
+    monkeypatch.chdir(tmp_path)
+    Path("userstudent.py").write_text(STUDENT)
+    told = sentence(capsys, *DISTIL.split(), "--steps", "2", "--student", "userstudent.py:short")
+    assert told == "netinv: the student has 3 classes and the teacher 10: give one with as many\n" and not Path("out").exists()
+    words = "--steps 2 --student userstudent.py:net --recipe paper --width 2 --gamma 3 --batch-size 8".split()
+    assert main([*DISTIL.split(), *words]) == 0
+    (line,) = re.findall(r"^in Python:  (.*)$", capsys.readouterr().out, re.MULTILINE)
+    student = eval(line, {"load_network": load_network, "load_weights": load_weights})
+    config = yaml.safe_load(Path("out/config.yaml").read_text())
+    assert student[1].weight.shape == (10, 784) and "student_accuracy" not in Path("out/metrics.json").read_text()
+    assert config["generator"]["kind"] == "PaperGenerator" and config["weights"]["gamma"] == 3 and config["lessons"] == 1
+
+
+def test_a_distillation_goes_on_and_is_left_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from netinv.distil import Distiller
+
+    def pressing(self: Distiller) -> None:
+        study(self)
+        if self.step == 12 and not Path("pressed").exists():
+            Path("pressed").touch()
+            signal.raise_signal(signal.SIGINT)
+    monkeypatch.chdir(tmp_path)
+    study = Distiller.study
+    monkeypatch.setattr(Distiller, "study", pressing)
+    assert main([*DISTIL.split(), "--steps", "14"]) == 130
+    told = re.search(r"interrupted: after step (\d+); go on with netinv (.*)", capsys.readouterr().err)
+    assert told[1] == "12" and not Path("out/student.safetensors").exists()
+    assert "out holds a run: --resume goes on with it" in sentence(capsys, *DISTIL.split(), "--steps", "14")
+    assert main(shlex.split(told[2])) == 0 and len(Path("out/history.csv").read_text().splitlines()) == 1 + 14
+    words = shlex.split(told[2].replace("--out out", "--out whole").replace(" --resume", ""))
+    assert main(words) == 0
+    assert Path("out/student.safetensors").read_bytes() == Path("whole/student.safetensors").read_bytes()
+
+
+def test_every_setting_of_a_distillation_is_a_flag() -> None:
+    from netinv import Inverter
+    from netinv.distil import Distiller
+
+    lines = help_of("distil").splitlines()
+    named = {flag for line in lines if line.startswith("  -") for flag in re.findall(r"--(\w+)", line.split("  ")[1])}
+    for function in (Distiller.__init__, Distiller.teach, Inverter.__init__):
+        left = {"self", "teacher", "student", "settings", "classifier", "objective", "generator", "checkpoint_dir", "on_step"}
+        assert set(signature(function).parameters) - left <= named
+    assert any("--student small.py:net" in line for line in lines) and {"student", "data", "resize", "gamma"} <= named
+    for flag in flags_of(Distiller.__init__): assert flag.says, f"{flag.name} says nothing"
