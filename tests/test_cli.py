@@ -662,3 +662,10 @@ def test_every_setting_of_a_distillation_is_a_flag() -> None:
         assert set(signature(function).parameters) - left <= named
     assert any("--student small.py:net" in line for line in lines) and {"student", "data", "resize", "gamma"} <= named
     for flag in flags_of(Distiller.__init__): assert flag.says, f"{flag.name} says nothing"
+
+
+def test_a_student_is_not_tested_on_classes_that_the_teacher_does_not_have(
+    classifiers: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    told = sentence(capsys, *"distil usersown:small --shape 1,8,8 --data digits --resize --out out".split())
+    assert "labels" in told and "3 classes" in told and not Path("out").exists()
