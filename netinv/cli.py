@@ -25,7 +25,7 @@ from netinv.runner import (
 from .shell import add_groups, carry_out, check_out, command, given, going_on, say, sentences, usage
 
 if TYPE_CHECKING:
-    from netinv import FrozenClassifier, ImageData, Inverter
+    from netinv import FrozenClassifier, ImageData, Inverter, Objective
     from netinv.distil import Distiller
 
 # %% ../nbs/cli.ipynb #5eda6f98
@@ -153,23 +153,23 @@ def _add_invert(
     parser.add_argument("--out", metavar="DIR", help="the run folder (runs/MODEL-TIMESTAMP)")
 
 # %% ../nbs/cli.ipynb #7e3a1d10
-def _of_generators() -> dict[str, tuple[str, list[Flag]]]:
+def _of_generators(objective: type["Objective"]) -> dict[str, tuple[str, list[Flag]]]:
     "The flags of the generators and of what they are trained for."
-    from netinv import Generator, Inversion
+    from netinv import Generator
 
     return {"generator": ("the generator (section 3.2)", flags_of(Generator.__init__, "shape", "conditioning")),
-            "weights": ("weights (section 3.3)", flags_of_table(Inversion.terms)),
-            "settings": ("settings of the objective", flags_of_table(Inversion.settings))}
+            "weights": ("weights (sections 3.3 and 5.3)", flags_of_table(objective.terms)),
+            "settings": ("settings of the objective", flags_of_table(objective.settings))}
 
 def _add_settings(
     parser: Parser,
 ) -> None:
     "A flag for each setting there is."
-    from netinv import Inverter
+    from netinv import Inversion, Inverter
 
     _add_classifier(parser)
     groups = {"inverter": ("what is asked for, and how it is trained", flags_of(Inverter.__init__)),
-              "fit": ("how long", flags_of(Inverter.fit, "checkpoint_dir")), **_of_generators(),
+              "fit": ("how long", flags_of(Inverter.fit, "checkpoint_dir")), **_of_generators(Inversion),
               "save": ("what is kept", flags_of(Inverter.save, "folder"))}
     add_groups(parser, groups, readers={"until": read_accuracy})
 
@@ -341,19 +341,18 @@ def _add_distil(
 # %% ../nbs/cli.ipynb #7b565069
 def _add_lessons(parser: Parser) -> None:
     "The flags of a distillation, first those that an inversion does not have."
-    from netinv import Inverter
+    from netinv import Inverter, Reconstruction
     from netinv.checkup import check_up
     from netinv.distil import Distiller
 
     _add_classifier(parser)
     own = flags_of(Distiller.__init__)
     theirs = flags_of(Inverter.__init__, *(flag.name for flag in own))
-    theirs = [flag._replace(default=1.0) if flag.name == "temperature" else flag for flag in theirs]
     add_groups(parser, {
         "distiller": ("the student, and how long it learns", own),
         "fit": ("on the way", flags_of(Distiller.teach, "checkpoint_dir")),
         "data": ("the data", [flag for flag in flags_of(check_up) if flag.name == "resize"]),
-        "inverter": ("what is asked for, and how it is trained", theirs), **_of_generators()})
+        "inverter": ("what is asked for, and how it is trained", theirs), **_of_generators(Reconstruction)})
 
 # %% ../nbs/cli.ipynb #a7519383
 def _distiller(args: argparse.Namespace) -> "Distiller":
