@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from netinv.anomalies import AnomalyDetector, anomaly_table
 from netinv.clusters import cluster_table
 from netinv.data import ImageData
 from netinv.frozen import FrozenClassifier
@@ -16,7 +17,7 @@ from netinv.leaks import reconstruction_report
 from netinv.metrics import inversion_report
 from netinv.ood import baseline_scores, evaluate_ood, ood_score, train_with_garbage
 from netinv.reconstruction import reconstruct
-from netinv.sae import AnomalyDetector, anomaly_table, compare_latents, latent_table, sae_report, train_sae
+from netinv.sae import compare_latents, latent_table, sae_report, train_sae
 from netinv.samples import Samples, accuracy, look
 from netinv.splits import Split
 

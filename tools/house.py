@@ -14,9 +14,9 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 ROOMS = """device files splits pictures arrays data runs outputs classifier squash features copies frozen weights hubs
-onnx_file bring conditioning generator losses perturbation faster samples first_look objective goal loop inversion graphs
-metrics interpretability clusters sae garbage heads ood traces reconstruction leaks parts workbench studio explorer play values
-runner flags checkup cli baselines""".split()  # lower rooms first
+onnx_file bring conditioning generator losses perturbation faster samples first_look objective goal loop inversion
+graphs metrics interpretability clusters sae convolutional anomalies garbage heads ood traces reconstruction leaks
+parts workbench studio explorer play values runner flags checkup cli baselines""".split()  # lower rooms first
 LONGEST = 120  # characters of a line
 IN_A_ROW = 4   # export cells without a result
 PICTURES = {"image/png", "image/jpeg", "image/svg+xml", "text/html", "text/markdown"}
