@@ -141,7 +141,8 @@ def start_with_patches(
     patches = F.unfold(chosen.unflatten(1, auto.shape), auto.size)                  # [L, C * size * size, places]
     place = torch.multinomial(patches.var(1) + 1e-6, 1, generator=rng)              # [L, 1]
     auto.decoder.copy_(F.normalize(patches.gather(2, place[:, None].expand(-1, patches.shape[1], 1))[..., 0], dim=1))
-    auto.encoder.weight.copy_(auto.decoder.view_as(auto.encoder.weight))
+    share = min(1.0, auto.window**2 / (auto.k * auto.size**2))  # of a pixel, for each of the pictures that cover it
+    auto.encoder.weight.copy_(share * auto.decoder.view_as(auto.encoder.weight))
     auto.encoder.bias.zero_()
 
 # %% ../nbs/convolutional.ipynb #3301de30
@@ -155,7 +156,7 @@ def train_convolutional(
     window: int = 4,       # side of a window in pixels
     steps: int = 400,
     batch_size: int = 64,
-    lr: float = 2e-3,      # step size of Adam; falls to zero in the last fifth
+    lr: float = 5e-3,      # step size of Adam; falls to zero in the last fifth
     seed: int = 0,
     progress: bool = True,  # show a bar
 ) -> ConvolutionalAutoencoder:  # on the device of the images
