@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Plane', 'pca_plane', 'means_plane', 'decision_map', 'faithfulness', 'plot_plane', 'tsne_points', 'describe_images',
-           'HoverScatter', 'count_clusters', 'cluster_table']
+           'HoverScatter']
 
 # %% ../nbs/interpretability.ipynb #7e6ffbc3
 import base64
@@ -385,91 +385,3 @@ def save(
 ) -> None:
     "Write the page to a file, completely or not at all."
     write_atomic(Path(path), self.page())
-
-# %% ../nbs/interpretability.ipynb #24c22349
-def direction_components(
-    features: Tensor,  # [n, D] of one class, n >= 20
-) -> np.ndarray:       # [n, min(8, D)] float64
-    "The first eight principal components of the directions of features; a `ValueError` for fewer than 20 samples."
-    from sklearn.decomposition import PCA
-
-    x = F.normalize(check_features(features, least=20, vary=True)).numpy()
-    return PCA(min(8, x.shape[1]), svd_solver="full").fit_transform(x)
-
-# %% ../nbs/interpretability.ipynb #e2ccc14d
-def silhouettes(
-    z: np.ndarray,  # [n, d]
-    most: int,      # the largest number of groups
-    seed: int,
-) -> np.ndarray:    # [most - 1] in [-1, 1]
-    "The mean silhouette of k-means with 2, 3, ... `most` groups (Rousseeuw, 1987)."
-    from sklearn.cluster import KMeans
-    from sklearn.metrics import pairwise_distances, silhouette_score
-
-    distances = pairwise_distances(z)
-    groups = [KMeans(k, n_init=2, random_state=seed).fit_predict(z) for k in range(2, most + 1)]
-    def score(g): return silhouette_score(distances, g, metric="precomputed") if len(set(g)) > 1 else -1.0
-
-    return np.array([score(g) for g in groups])
-
-# %% ../nbs/interpretability.ipynb #27fa4e98
-def count_by_silhouette(
-    z: np.ndarray,  # [n, d] centred
-    most: int,      # the largest number of clusters looked for
-    draws: int,     # clouds without clusters to compare with
-    seed: int,
-) -> int:           # in 1..most
-    "The number of groups with the largest silhouette; one if a single cloud of the same covariance does as well."
-    from threadpoolctl import threadpool_limits
-
-    rng = np.random.default_rng(seed)
-    with threadpool_limits(1):
-        found = silhouettes(z, most, seed)
-        chance = (silhouettes(rng.normal(size=z.shape) * z.std(0), most, seed).max() for _ in range(draws))
-        return 1 if any(c >= found.max() for c in chance) else int(found.argmax()) + 2
-
-# %% ../nbs/interpretability.ipynb #b5347ecb
-def count_by_density(
-    z: np.ndarray,  # [n, d]
-) -> int:           # >= 1
-    "The number of dense regions (Campello et al., 2013); one if there are none."
-    from sklearn.cluster import HDBSCAN
-
-    model = HDBSCAN(min_cluster_size=max(5, len(z) // 10), min_samples=5, allow_single_cluster=True, copy=True)
-    return max(1, int(model.fit(z).labels_.max()) + 1)
-
-# %% ../nbs/interpretability.ipynb #18d8de84
-def count_clusters(
-    features: Tensor,            # [n, D] of one class, n >= 20
-    method: str = "silhouette",  # or "hdbscan"
-    *,
-    most: int = 5,               # the largest number of clusters looked for, by the silhouette
-    draws: int = 19,             # clouds without clusters to compare with, by the silhouette
-    seed: int = 0,
-) -> int:                        # >= 1
-    "The number of groups that the directions of features fall into; a `ValueError` for fewer than 20 samples."
-    if method not in ("silhouette", "hdbscan"):
-        raise ValueError(f"method is {method!r}: expected 'silhouette' or 'hdbscan'")
-    features = as_tensor(features, "features")
-    if len(features) >= 20 and (features == features[0]).all(): return 1  # a single point
-    z = direction_components(features)
-    return count_by_silhouette(z, most, draws, seed) if method == "silhouette" else count_by_density(z)
-
-# %% ../nbs/interpretability.ipynb #db1202c9
-def cluster_table(
-    sets: dict[str, Samples],    # by name
-    *,
-    n_per_class: int = 150,      # images of each class, at most
-    seed: int = 0,
-) -> "DataFrame":                # a row for each class with 20 images or more, a column for each set and method
-    "How many clusters the features of each class fall into."
-    import pandas as pd
-
-    check_sets(sets, "sets")
-    found = {}
-    for name, s in sets.items():
-        for k in s.labels.unique().tolist():
-            rows = s.features[s.labels == k][:n_per_class]
-            for method in ("silhouette", "hdbscan") if len(rows) >= 20 else ():
-                found.setdefault((name, method), {})[k] = count_clusters(rows, method, seed=seed)
-    return pd.DataFrame(found).rename_axis("class").sort_index()

@@ -7,15 +7,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from netinv.anomalies import AnomalyDetector, anomaly_table
+from netinv.clusters import cluster_table
 from netinv.data import ImageData
 from netinv.frozen import FrozenClassifier
 from netinv.heads import with_garbage_class
-from netinv.interpretability import cluster_table, describe_images, means_plane, pca_plane, plot_plane, tsne_points
+from netinv.interpretability import describe_images, means_plane, pca_plane, plot_plane, tsne_points
 from netinv.leaks import reconstruction_report
 from netinv.metrics import inversion_report
 from netinv.ood import baseline_scores, evaluate_ood, ood_score, train_with_garbage
 from netinv.reconstruction import reconstruct
-from netinv.sae import AnomalyDetector, anomaly_table, compare_latents, latent_table, sae_report, train_sae
+from netinv.sae import compare_latents, latent_table, sae_report, train_sae
 from netinv.samples import Samples, accuracy, look
 from netinv.splits import Split
 

@@ -1,4 +1,4 @@
-"Planes against closed forms, decisions against the classifier, clusters of known number, and the dots in a browser."
+"Planes against closed forms, decisions against the classifier, and the dots in a browser."
 import json
 import re
 from pathlib import Path
@@ -14,8 +14,7 @@ from torch import Tensor, nn
 
 from netinv.frozen import FrozenClassifier
 from netinv.interpretability import (
-    HoverScatter, Plane, cluster_table, count_clusters, decision_map, describe_images, faithfulness, means_plane,
-    pca_plane, plot_plane, tsne_points,
+    HoverScatter, Plane, decision_map, describe_images, faithfulness, means_plane, pca_plane, plot_plane, tsne_points,
 )
 from netinv.samples import Samples
 
@@ -122,43 +121,6 @@ def test_bad_classes_get_a_sentence():
         means_plane(x, torch.zeros_like(labels))
 
 
-@pytest.mark.parametrize("dim", [3, 40])
-@pytest.mark.parametrize("k", [1, 2, 4])
-def test_clusters_of_known_number_are_counted(k: int, dim: int):
-    rng = np.random.default_rng(dim)
-    x = rng.normal(size=(200, max(dim, k))) + 25
-    x = torch.from_numpy(x + 9 * np.eye(x.shape[1])[np.arange(200) % k] * (k > 1))
-    assert count_clusters(x) == k
-
-
-def test_a_class_that_has_collapsed_is_one_cluster():
-    assert count_clusters(torch.ones(30, 4)) == count_clusters(torch.ones(30, 4), "hdbscan") == 1
-
-
-def test_density_finds_clusters_too():
-    rng = np.random.default_rng(0)
-    x = rng.normal(size=(200, 3)) + 25
-    clouds = {k: torch.from_numpy(x + 12 * np.eye(3)[np.arange(200) % k] * (k > 1)) for k in (1, 2, 3)}
-    assert [count_clusters(cloud, "hdbscan") for cloud in clouds.values()] == [1, 2, 3]
-
-
-def test_one_cloud_is_seldom_split():
-    "The test is at the 5 % level: of 20 clouds, hardly more than a few may fall apart."
-    rng = np.random.default_rng(0)
-    clouds = [torch.from_numpy(rng.normal(size=(60, 5)) + 10) for _ in range(20)]
-    assert sum(count_clusters(cloud, most=3) > 1 for cloud in clouds) <= 4
-
-
-def test_classes_with_few_images_are_left_out_of_the_count():
-    x, labels = groups(70, classes=3)
-    labels[labels == 2] = 1
-    labels[:5] = 2
-    table = cluster_table({"some": Samples(torch.rand(70, 1, 2, 3), labels, torch.rand(70, 3), x)})
-    assert list(table.index) == [0, 1] and list(table.columns) == [("some", "silhouette"), ("some", "hdbscan")]
-    with pytest.raises(ValueError, match="expected 'silhouette' or 'hdbscan'"):
-        count_clusters(x, "kmeans")
-
-
 def test_neighbours_stay_neighbours():
     x, labels = groups(90)
     points, trust = tsne_points(x, perplexity=10)
@@ -258,7 +220,7 @@ def test_planes_and_points_of_any_kind_of_numbers():
         assert torch.allclose(pca_plane(kind(x)).axes, plane.axes)
     for same in (labels[:, None], labels.numpy(), labels.tolist(), labels.float()):
         assert torch.allclose(means_plane(x.numpy(), same).axes, means.axes)
-    assert count_clusters(x[labels == 0].numpy()) >= 1 and tsne_points(x.numpy()[:30], perplexity=np.float32(5))[0].shape == (30, 2)
+    assert tsne_points(x.numpy()[:30], perplexity=np.float32(5))[0].shape == (30, 2)
 
 
 @pytest.mark.parametrize("call, says", [
@@ -270,8 +232,6 @@ def test_planes_and_points_of_any_kind_of_numbers():
     (lambda x, y, c: tsne_points(x / 0), "90 of 90 rows of features hold NaN"),
     (lambda x, y, c: plot_plane(c, pca_plane(x), x), "sets is a Tensor: give samples by name"),
     (lambda x, y, c: describe_images([x]), "sets is a list: give samples by name"),
-    (lambda x, y, c: cluster_table({"real": x}), r"sets\['real'\] is a Tensor: give Samples"),
-    (lambda x, y, c: cluster_table({}), "sets is empty: give samples by name"),
 ])  # fmt: skip
 def test_what_cannot_be_shown(linear: FrozenClassifier, call, says: str):
     with pytest.raises(ValueError, match=says): call(*groups(), linear)

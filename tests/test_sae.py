@@ -9,23 +9,25 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.stats import f_oneway
 from torch import Tensor, nn
 
 from netinv.files import save_tensors
 from netinv.frozen import FrozenClassifier
 from netinv.sae import (
-    AnomalyDetector, SparseAutoencoder, anomaly_table, auxiliary_loss, compare_latents, keep_largest, latent_table,
-    load_sae, mean_jaccard, sae_report, top_images, train_sae,
+    KINDS, RHO, SparseAutoencoder, auxiliary_loss, between_share, compare_latents, generator_table, keep_largest,
+    latent_table, load_sae, mean_jaccard, sae_report, sparsity_loss, top_images, train_sae,
 )
 from netinv.samples import Samples
 
 QUIET = {"progress": False}
 
 
-def planted(n: int = 4000, dim: int = 16, latents: int = 24, k: int = 2, seed: int = 0) -> tuple[Tensor, Tensor]:
-    "Features that are sums of `k` of some directions, and the directions."
+def planted(n: int = 4000, dim: int = 16, latents: int = 24, k: int = 2, seed: int = 0, draw: int | None = None) -> tuple[Tensor, Tensor]:
+    "Features that are sums of `k` of some directions, and the directions; `draw` gives other features of the same ones."
     rng = torch.Generator().manual_seed(seed)
     directions = nn.functional.normalize(torch.randn(latents, dim, generator=rng), dim=1)
+    if draw is not None: rng.manual_seed(1000 + draw)
     chosen = torch.rand(n, latents, generator=rng).topk(k, 1).indices
     z = torch.zeros(n, latents).scatter(1, chosen, 1 + torch.rand(n, k, generator=rng))
     return z @ directions, directions
@@ -77,7 +79,7 @@ def test_the_auxiliary_loss_teaches_dead_latents_only():
     assert auxiliary_loss(sae, drive, x, torch.zeros(8, dtype=torch.bool)) == 0
 
 
-@pytest.mark.parametrize("kind", ["topk", "l1"])
+@pytest.mark.parametrize("kind", KINDS)
 def test_the_report_is_what_it_says(kind: str, linear: FrozenClassifier):
     x, _ = planted(800)
     sae = train_sae(x, n_latents=40, k=4, kind=kind, steps=300, **QUIET)
@@ -85,8 +87,9 @@ def test_the_report_is_what_it_says(kind: str, linear: FrozenClassifier):
     exact = x.double()
     unexplained = (exact - back).square().sum() / (exact - exact.mean(0)).square().sum()
     assert found["explained variance"] == pytest.approx(1 - unexplained.item(), abs=1e-4)
-    assert found["L0"] == pytest.approx((z > 0).double().sum().item() / 800)
-    assert found["dead latents"] == (z.amax(0) == 0).double().mean().item()
+    least = 2 * RHO if kind == "kl" else 0
+    assert found["L0"] == pytest.approx((z > least).double().sum().item() / 800)
+    assert found["dead latents"] == (z.amax(0) <= least).double().mean().item()
     logits = [linear.head(f.float()).detach() for f in (x, back, sae.mean.expand_as(x))]
     labels = logits[0].argmax(1)
     losses = [-part.log_softmax(1)[torch.arange(800), labels].mean().item() for part in logits]
@@ -146,35 +149,60 @@ def test_overlap_by_class(sae: SparseAutoencoder, linear: FrozenClassifier):
     assert all(re.fullmatch(r"\d+: \d+% → \d+%, \d+: \d+% → \d+%", text) for text in table["differ most"])
 
 
-def test_strange_features_are_told_apart(sae: SparseAutoencoder, linear: FrozenClassifier):
-    known, normal = seen(linear, planted(4000)[0][:3000]), seen(linear, planted(4000)[0][3000:])
-    noise = seen(linear, torch.randn(1000, 16, generator=torch.Generator().manual_seed(5)))
-    more = seen(linear, planted(4500)[0][4000:])
-    table = anomaly_table(AnomalyDetector(sae, known), normal, {"noise": noise, "normal": more})
-    assert table.loc["noise", ["error", "both"]].min() > 0.95
-    assert (table.loc["normal"] - 0.5).abs().max() < 0.07
+def test_the_share_between_groups_is_that_of_an_analysis_of_variance():
+    rng = np.random.default_rng(0)
+    z, groups = rng.normal(size=(60, 1)), np.arange(60) % 3
+    z[groups == 1] += 1
+    parts = [z[groups == g, 0] for g in range(3)]
+    ratio = f_oneway(*parts).statistic * 2 / 57  # between over within
+    found = between_share(torch.from_numpy(z), torch.from_numpy(groups)[None]).item()
+    assert found == pytest.approx(ratio / (1 + ratio))
 
 
-def test_an_unusual_pattern_is_strange_even_if_it_comes_back():
-    "Two classes with a latent each; images that the classifier puts into the class of the other latent."
-    sae = SparseAutoencoder(2, 2, kind="l1")
-    with torch.no_grad():
-        sae.decoder.copy_(torch.eye(2))
-        sae.encoder.weight.copy_(torch.eye(2))
-        sae.encoder.bias.zero_()
-    labels = torch.arange(40) % 2
-    x = torch.eye(2)[labels] * torch.linspace(1, 2, 40)[:, None]
-    known = Samples(torch.rand(40, 1, 2, 2), labels, torch.eye(2)[labels], x)
-    scores = AnomalyDetector(sae, known)(replace(known, probs=torch.eye(2)[1 - labels]))
-    rates = torch.tensor([20.5, 0.5]).double() / 21
-    assert scores.pattern.tolist() == pytest.approx([-2 * math.log(rates[1].item())] * 40)
-    assert scores.error.max() < -20
+def by_two(linear: FrozenClassifier, n: int = 400, apart: bool = True) -> Samples:
+    "Features of two generators, which use different directions or the same."
+    x = torch.cat([planted(n, seed=0)[0], planted(n, seed=1 if apart else 0, draw=1)[0]])
+    return replace(seen(linear, x), labels=torch.zeros(2 * n, dtype=torch.long), generator=torch.arange(2 * n) // n)
 
 
-def test_a_class_that_was_never_seen_does_no_harm(sae: SparseAutoencoder, linear: FrozenClassifier):
-    some = seen(linear, planted(300)[0])
-    known = some[some.labels != 0]
-    assert AnomalyDetector(sae, known)(some).map(math.isfinite).all().all()
+def test_generators_that_use_other_directions_are_told_apart(sae: SparseAutoencoder, linear: FrozenClassifier):
+    differ, same = (generator_table(sae, by_two(linear, apart=apart)).loc[0] for apart in (True, False))
+    assert differ["p"] == 1 / 200 and differ["share"] > 2 * differ["by chance"]
+    assert same["p"] > 0.01 and same["share"] < 2 * same["by chance"]
+    assert differ["by chance"] == pytest.approx(1 / 799, rel=0.2)  # degrees of freedom: G - 1 of m - 1
+    assert len(re.findall(r"\d+: \d+% / \d+%", differ["differ most"])) == 3
+
+
+def test_shuffled_generators_seldom_differ(sae: SparseAutoencoder, linear: FrozenClassifier):
+    "Of 30 random divisions of one generator's images, about 5 % may have p of 0.05 or less."
+    x = seen(linear, planted(120)[0])
+    one, rng = replace(x, labels=torch.zeros_like(x.labels)), torch.Generator().manual_seed(0)
+    tables = [generator_table(sae, replace(one, generator=torch.randint(2, (120,), generator=rng)), draws=39)
+              for _ in range(30)]
+    ps = torch.tensor([table.p.item() for table in tables])
+    assert (ps <= 0.05).sum() <= 5 and 0.3 < ps.mean() < 0.7
+
+
+def test_a_single_generator_gets_a_sentence(sae: SparseAutoencoder, linear: FrozenClassifier):
+    for maker in (None, torch.zeros(50, dtype=torch.long)):
+        with pytest.raises(ValueError, match="sample from an Inverter with n_generators=2 or more"):
+            generator_table(sae, replace(seen(linear, planted(50)[0]), generator=maker))
+
+
+def test_the_price_of_a_mean_activation_is_the_divergence_of_coins():
+    z = torch.rand(200, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64) * 0.9 + 0.05
+    coins = [torch.distributions.Bernoulli(torch.tensor(p, dtype=torch.float64)) for p in (RHO, *z.mean(0).tolist())]
+    expected = sum(torch.distributions.kl_divergence(coins[0], coin) for coin in coins[1:]) / 5
+    assert sparsity_loss(z).item() == pytest.approx(expected.item())
+
+
+def test_latents_of_kl_are_active_as_often_as_they_should_be():
+    x, _ = planted(2000)
+    loose, tight = (train_sae(x, n_latents=48, kind="kl", kl=price, steps=600, **QUIET) for price in (0.0, 100.0))
+    means = [sae.encode(x).mean(0) for sae in (loose, tight)]
+    assert (means[1] - RHO).abs().mean() < 0.01 < (means[0] - RHO).abs().mean()
+    assert (x - loose(x)).square().sum() / (x - x.mean(0)).square().sum() < 0.2
+    assert torch.equal(tight.active(tight.encode(x)), tight.encode(x) > 2 * RHO)
 
 
 def test_an_autoencoder_comes_back_from_its_file(sae: SparseAutoencoder, tmp_path: Path):
@@ -197,7 +225,7 @@ def test_a_file_of_something_else_gets_a_sentence(tmp_path: Path):
     (lambda: train_sae(torch.zeros(4, 2), **QUIET), "all rows of features are the same"),
     (lambda: train_sae(torch.randn(4, 2), steps=0, **QUIET), "steps is 0: expected 1 or more"),
     (lambda: SparseAutoencoder(4, 8, k=9), "k is 9: expected at least 1 and at most the 8 latents"),
-    (lambda: SparseAutoencoder(4, kind="relu"), "kind is 'relu': expected one of topk, l1"),
+    (lambda: SparseAutoencoder(4, kind="relu"), "kind is 'relu': expected one of topk, l1, kl"),
 ])
 def test_bad_input_gets_a_sentence(call, says: str):
     with pytest.raises(ValueError, match=re.escape(says)):
