@@ -23,7 +23,7 @@ from .objective import Inversion, Objective, build_objective
 from .paper import PaperGenerator, settings_of_recipe
 from .runs import Run, fingerprint, load_network, plain, read_config, whole_number, write_run
 from .samples import FrozenClassifier, Samples, check_frozen, class_accuracy, extremes
-from .source import source
+from .source import source_of
 
 # %% ../nbs/inversion.ipynb #00836fb7
 class Inverter(Loop):
@@ -188,7 +188,7 @@ def save(
         "config.yaml": {**self.config, **self.objective.describe(), **about}, "history.csv": self.history,
         "generator.safetensors": (weights, {"config": self.config}), "samples.safetensors": (vars(kept), {}),
         "samples.png": kept.picture(classes=max_classes)._repr_png_(), "metrics.json": numbers,
-        "source.json": source(self, self.objective, self.averaged.module)})
+        "source.json": source_of(self, self.objective, self.averaged.module)})
     return numbers
 
 # %% ../nbs/inversion.ipynb #edd659cd

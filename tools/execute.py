@@ -26,7 +26,7 @@ def check(page: Path, values: dict) -> None:
     other = {name: value for name, value in values.items() if name not in ASIDE and shown.get(name) != value}
     if other:
         wanted = ", ".join(f"{name} = {value!r}" for name, value in other.items())
-        raise UsageError(f"{page.name} shows other parameters: write {wanted} into its cell of parameters, and try again")
+        raise UsageError(f"{page.name} shows other parameters: write {wanted} into its cell of parameters first")
 
 
 def store(page: Path, executed: Path) -> None:

@@ -47,7 +47,8 @@ def changed(path: Path) -> str:
     found = [changes(made_by.get("code"), page_code(path))]
     ran = made_by.get("parameters", shown)
     found += [f"parameter {name}" for name in {**shown, **ran} if shown.get(name) != ran.get(name)]
-    if KEPT in json.dumps([cell.get("outputs") for cell in book["cells"]]): found.append("it shows results of other code")
+    stored = json.dumps([cell.get("outputs") for cell in book["cells"]])
+    if KEPT in stored: found.append("it shows results of other code")
     return ", ".join(filter(None, found))
 
 
