@@ -31,6 +31,7 @@ RENAMED = {
     "progress_bar": "a part of Inverter in netinv.inversion: Inverter.fit(steps, progress=True)",
     "recipe_settings": "Reconstruction in netinv.reconstruction: Reconstruction.recipe(classifier, 'prior')",
     "answers": "a method of FrozenClassifier in netinv.frozen: classifier.answers()",
+    "silhouettes": "excess_mass in netinv.clusters, which asks for a valley between two groups",
     "RECIPES": "a private name of netinv.reconstruction, whose recipes are 'prior' and 'paper'",
     "LiteralGenerator": "PaperGenerator in netinv.paper, of the sizes of the authors' laboratory",
     "literal_inverter": "Inverter in netinv.inversion: Inverter(classifier, recipe='paper', amp='off', folded=False)",

@@ -86,7 +86,7 @@ def entry(name: str) -> str:
 
 def test_entries_say_what_the_source_says() -> None:
     inverter = entry("Inverter")
-    assert "class Inverter(classifier, *, objective=None" in inverter and "<details" not in inverter
+    assert "class Inverter(classifier, *, recipe=None, objective=None" in inverter and "<details" not in inverter
     assert "<code>Objective</code>" not in inverter and "Objective</a> | None</code>" in inverter  # a link in a type
     assert "step size of Adam" in inverter and "__main__" not in inverter
     assert "def kl_loss(target_probs, logits)" in entry("kl_loss") and "<details" in entry("kl_loss")  # not of the face

@@ -124,7 +124,15 @@ def arguments(source: Source) -> list[Parameter]:
     if args.vararg: found.append(parameter(args.vararg, stars="*"))
     elif args.kwonlyargs: found.append(Parameter("*"))
     found += map(parameter, args.kwonlyargs, args.kw_defaults)
+    if given := delegated(source): return found + [p for p in given if p.name not in {q.name for q in found}]
     return found + ([parameter(args.kwarg, stars="**")] if args.kwarg else [])
+
+
+def delegated(source: Source) -> list[Parameter]:
+    "Those with a default of the function that fastcore's `delegates` names, which the keyword arguments stand for."
+    marks = (ast.unparse(mark) for mark in source.node.decorator_list)
+    to = next((found[1] for mark in marks if (found := re.match(r"delegates\((.+)\)$", mark))), None)
+    return [p for p in arguments(definitions()[to]) if p.default] if to in definitions() else []
 
 
 def parameters(source: Source) -> list[Parameter]:
