@@ -84,7 +84,7 @@ def test_channels_are_left_out_of_the_training_pass_alone() -> None:
     frozen = FrozenClassifier(perceptron().eval(), shape=(1, 28, 28), device="cpu")
     objective = Reconstruction(alpha=1.0, eta_grad=0.1, clean=0.0)
     inverter = reconstruction_inverter(frozen, objective=objective, amp="off", **SMALL)
-    zeros = []
+    zeros, objective.at_once = [], False  # image by image, so that each pass can be looked at
     frozen.model[4].register_forward_pre_hook(lambda _, given: zeros.append((given[0] == 0).any().item()))
     inverter.fit(1, progress=False)
     assert zeros[0] and not any(zeros[1:]) and len(zeros) > 2

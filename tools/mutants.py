@@ -38,8 +38,8 @@ MUTANTS = [
     Mutant("labels are not the argmax of v", "conditioning",
            "return v.scatter(1, top.indices, v.gather(1, asked)).scatter(1, asked, top.values)", "return v",
            "test_conditioning.py -k largest_entry"),
-    Mutant("softmax shown instead of v", "conditioning", "return Condition(labels, target_probs, vector,",
-           "return Condition(labels, target_probs, target_probs,", f"{METHOD} -k shown"),
+    Mutant("softmax shown instead of v", "conditioning", 'shown = v if self.shows == "vector" else target_probs',
+           "shown = target_probs", f"{METHOD} -k shown"),
     Mutant("no matrix given", "conditioning", "patterns[labels] if self.has_matrix",
            "0 * patterns[labels] if self.has_matrix", f"{METHOD} -k shown"),
     # The generator
