@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from torch import Tensor
 
-from .metrics import Samples, as_tensor, check_features, check_sets
+from .metrics import Samples, as_tensor, check_features, check_sets, draw_per_class
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -98,6 +98,7 @@ def cluster_table(
 
     check_sets(sets, "sets")
     def counts(s: Samples) -> dict[int, int]:
-        of_class = {k: s.features[s.labels == k][:n_per_class] for k in s.labels.unique().tolist()}
-        return {k: count_clusters(rows, seed=seed) for k, rows in of_class.items() if len(rows) >= 20}
+        n = int(s.labels.max()) + 1
+        of_class = enumerate(draw_per_class(s.labels, [n_per_class] * n, seed))  # whatever order they come in
+        return {k: count_clusters(s.features[rows], seed=seed) for k, rows in of_class if len(rows) >= 20}
     return pd.DataFrame({name: counts(s) for name, s in sets.items()}).rename_axis("class").sort_index()

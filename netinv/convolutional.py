@@ -45,7 +45,8 @@ class ConvolutionalAutoencoder(SparseAutoencoder):
         size: int = 7,                # side of a filter in pixels, odd
         window: int = 4,              # side of a window in pixels
     ):
-        if size % 2 == 0 or size < 1: raise ValueError(f"size is {size}: expected an odd number, 1 or more")
+        if size % 2 == 0 or not 1 <= size <= min(shape[1:]):
+            raise ValueError(f"size is {size}: expected an odd number from 1 to the image's {min(shape[1:])} pixels")
         if not 1 <= window <= min(shape[1:]):
             raise ValueError(f"window is {window}: expected at least 1 and at most {min(shape[1:])}, the image's side")
         super().__init__(math.prod(shape), n_latents, k=k)

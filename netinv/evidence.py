@@ -66,9 +66,9 @@ def _numbers(
 def interval(
     values: Sequence[float],  # [n], one for each seed
     *,
-    level: float = 0.95,      # share of such intervals that hold the true mean, in (0, 1)
+    level: float = 0.95,      # share of such intervals that shall hold the true mean, in (0, 1); fewer than 6 fall short
 ) -> Interval:                # bounds of NaN for a single value
-    "Mean and bounds by bootstrap over seeds, wide enough for few; a `ValueError` for none, and for NaN."
+    "Mean and bounds by bootstrap over seeds, within the range of the values; a `ValueError` for none, and for NaN."
     from scipy.stats import bootstrap
 
     x = _numbers(values, level)

@@ -188,7 +188,7 @@ def save(
         "config.yaml": {**self.config, **self.objective.describe(), **about}, "history.csv": self.history,
         "generator.safetensors": (weights, {"config": self.config}), "samples.safetensors": (vars(kept), {}),
         "samples.png": kept.picture(classes=max_classes)._repr_png_(), "metrics.json": numbers,
-        "source.json": source_of(self, self.objective, self.averaged.module)})
+        "source.json": source_of(self, self.objective, *self.averaged.module)})
     return numbers
 
 # %% ../nbs/inversion.ipynb #edd659cd

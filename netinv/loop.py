@@ -240,7 +240,7 @@ def history(
     per_class = {f"accuracy_{k}": a.numpy() for k, a in enumerate((hits / asked).T)}
     accuracy = (hits.sum(1) / asked.sum(1)).numpy()
     steps = range(1, len(table) + 1)
-    return pd.DataFrame({"step": steps, "seconds": self.log.seconds, **terms, "accuracy": accuracy, **per_class})
+    return pd.DataFrame({"step": steps, "seconds": self.log.seconds[: len(table)], **terms, "accuracy": accuracy, **per_class})
 
 # %% ../nbs/loop.ipynb #0ad2f392
 @patch

@@ -43,7 +43,7 @@ def inverted_garbage(
     steps: int = 70,
     varied: bool = True,           # a generator of random kind, seen at four ages; else the paper's, at the end
 ) -> Tensor:                       # [n, C, H, W] uint8
-    "Images from a fresh small generator, trained to have the classifier take them for its real classes."
+    "Images from a fresh generator, trained to have the classifier take them for its real classes; so soon, not all are."
     kind = {"batch_size": 64, "generator": random_kind(rng)} if varied else {"recipe": "paper"}
     start = int(torch.randint(2**20, (), generator=rng, device=rng.device))
     inverter = Inverter(classifier, classes=list(range(classifier.n_classes - 1)), seed=start, **kind)
@@ -63,7 +63,7 @@ def epoch_garbage(
     images: Tensor,         # [m, C, H, W] uint8, training images
     found: Tensor,          # [f, C, H, W] uint8, what inversion has found so far
     rng: torch.Generator,
-    families: list[str] | None = None,  # of "diverse"; [] for inverted images alone
+    families: list[str] | None = None,  # of "diverse"; [] for inverted images alone, after an epoch of the family noise
 ) -> Tensor:                # [n, C, H, W] uint8, with "paper" n + f
     "The garbage of one epoch."
     if recipe == "paper":
@@ -190,7 +190,7 @@ def check_garbage(
     if min(epochs, batch_size) < 1:
         raise ValueError(f"epochs={epochs} and batch_size={batch_size} must be at least 1")
     if inverted < 0: raise ValueError(f"inverted is {inverted}: expected 0 images or more")
-    if families == [] and not inverted:
+    if recipe == "diverse" and families == [] and not inverted:
         raise ValueError("families is empty and inverted is 0, so there is no garbage: give one of them")
     if model is not None and not isinstance(model, (nn.Module, FrozenClassifier)):
         raise ValueError(f"model is a {type(model).__name__}: give an nn.Module or a FrozenClassifier")
@@ -207,7 +207,7 @@ def train_with_garbage(
     batch_size: int = 128,           # real images of a batch, and as many of garbage
     lr: float = 3e-3,                # peak of the step size
     garbage_weight: float = 0.05,    # of garbage against real images in the loss; "paper" goes by the counts
-    families: list[str] | None = None,  # names in `FAMILIES` for the recipe "diverse"; None for all, [] for none
+    families: list[str] | None = None,  # names in `FAMILIES` for "diverse"; None for all, [] for none but a first noise
     inverted: int | None = None,     # images that inversion adds after every epoch; None: 1,000 for "paper", else none
     device: str | torch.device = "auto",
     amp: str | None = "auto",        # "bf16" or "off", see `pick_amp`

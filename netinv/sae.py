@@ -128,8 +128,8 @@ def reads(
     self: SparseAutoencoder,
     seen: Samples,
 ) -> Tensor:  # [n, D] float32, on the network's device
-    "What of the samples goes into the autoencoder; a `ValueError` where float32 cannot hold it or tell it apart."
-    return distinct_features(seen.features).to(self.mean)
+    "What of the samples goes into the autoencoder; a `ValueError` for features that are not finite."
+    return check_features(seen.features).to(self.mean)
 
 # %% ../nbs/sae.ipynb #1b00fefe
 @patch

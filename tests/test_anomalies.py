@@ -68,3 +68,11 @@ def test_a_class_that_was_never_seen_does_no_harm(sae: SparseAutoencoder, linear
     some = seen(linear, planted(300)[0])
     known = some[some.labels != 0]
     assert AnomalyDetector(sae, known)(some).map(math.isfinite).all().all()
+
+
+def test_one_image_and_images_that_are_alike_have_scores(sae: SparseAutoencoder, linear: FrozenClassifier):
+    known = seen(linear, planted(400)[0])
+    detector = AnomalyDetector(sae, known)
+    alone, alike = detector(known[:1]), detector(known[[0, 0, 0]])
+    assert len(alone) == 1 and np.isfinite(alone.values).all()
+    assert alike.values == pytest.approx(np.repeat(alone.values, 3, 0), abs=1e-5)

@@ -96,3 +96,10 @@ def test_classes_with_few_images_are_left_out_of_the_count():
 ])  # fmt: skip
 def test_what_cannot_be_counted(call, says: str):
     with pytest.raises(ValueError, match=says): call()
+
+
+def test_images_that_come_generator_by_generator_are_all_counted():
+    far = torch.cat([torch.randn(150, 4), 12 + torch.randn(150, 4)])
+    table = cluster_table({"two": Samples(torch.zeros(300, 1, 8, 8), torch.zeros(300, dtype=torch.int64),
+                                          torch.ones(300, 1), far)})
+    assert table.two[0] == 2

@@ -102,7 +102,7 @@ def test_it_comes_back_from_its_file(auto: ConvolutionalAutoencoder, tmp_path: P
 
 
 @pytest.mark.parametrize(("call", "says"), [
-    (lambda: ConvolutionalAutoencoder((1, 8, 8), size=4), "size is 4: expected an odd number, 1 or more"),
+    (lambda: ConvolutionalAutoencoder((1, 8, 8), size=4), "size is 4: expected an odd number from 1 to the image"),
     (lambda: ConvolutionalAutoencoder((1, 8, 8), window=9), "window is 9: expected at least 1 and at most 8"),
     (lambda: ConvolutionalAutoencoder((1, 8, 8), 4, k=5), "k is 5: expected at least 1 and at most the 4 latents"),
     (lambda: train_convolutional(torch.zeros(9, 1, 8, 8), **QUIET), "all rows of features are the same"),

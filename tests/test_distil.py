@@ -94,8 +94,21 @@ def test_a_student_that_comes_apart_is_named(teacher):
             self.scale = nn.Parameter(torch.ones(()))
         def forward(self, x): return x.flatten(1)[:, :3] * self.scale * (torch.nan if self.training else 1)
 
-    with pytest.raises(FloatingPointError, match="the student's loss became nan at step 50: lower student_lr"):
-        distil(teacher, Bad(), steps=60, progress=False, **FEW)
+    sentence = "the student's loss became nan at step 1: student and generators are back at step 0; lower student_lr"
+    for steps in (3, 60):
+        with pytest.raises(FloatingPointError, match=sentence): distil(teacher, Bad(), steps=steps, progress=False, **FEW)
+
+
+def test_the_history_can_be_read_on_the_way(teacher):
+    rows = []
+    distiller = Distiller(teacher, student(), steps=12, **FEW)
+    distiller.teach(on_step=lambda d: rows.append(len(d.history)), progress=False)
+    assert rows[-1] <= 12 == len(distiller.history) and distiller.history.student.notna().all()
+
+
+def test_the_memory_is_bounded_and_no_choice_is_no_choice(teacher):
+    distiller = Distiller(teacher, student(), steps=1, recipe=None, objective=None, memory=10**9)
+    assert distiller.memory.images.nbytes <= 2**28 and type(distiller.objective).__name__ == "Reconstruction"
 
 
 def test_what_cannot_be_is_said(teacher):
@@ -105,7 +118,10 @@ def test_what_cannot_be_is_said(teacher):
              "the student cannot take the teacher's images": {"student": CNN((3, 8, 8), 3, widths=(3,))},
              "steps is 0: expected 1 or more": {"steps": 0},
              "seconds is 0: expected a number above 0": {"seconds": 0},
-             "lessons is 0: expected a number above 0": {"lessons": 0}}
+             "lessons is 0: expected 1 or more": {"lessons": 0},
+             "lesson_size is 1: expected 2 or more": {"lesson_size": 1},
+             "lessons is 2.5: expected a whole number": {"lessons": 2.5},
+             "student_lr is 'fast': expected a number above 0": {"student_lr": "fast"}}
     for sentence, given in cases.items():
         with pytest.raises(ValueError, match=sentence): distil(teacher, progress=False, **given)
     assert check_plan(None, None)[0] > 0

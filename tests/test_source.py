@@ -135,3 +135,43 @@ def test_nothing_is_imported_to_find_out() -> None:
 
 def test_versions_name_what_computes() -> None:
     assert {"python", "netinv", "torch", "numpy"} <= {*source.versions()}
+
+
+PAGE = '''
+from functools import wraps
+LR, WAYS, KINDS = 3, {"a": {"gamma": 16}}, {"a": lambda x: x, "b": 0}
+def deep(x): return x + 1
+def loud(f):
+    @wraps(f)
+    def g(*a): return f(*a)
+    return g
+@loud
+def wrapped(x): return deep(x)
+class Base:
+    def f(self): return 1
+class Sub(Base): pass
+def work(x, g=deep): return LR, WAYS, KINDS["a"](x), wrapped(x), Sub().f()
+'''
+
+
+@pytest.mark.parametrize("old, new", [
+    ("LR, WAYS, KINDS = 3", "LR, WAYS, KINDS = 4"), ('"gamma": 16', '"gamma": 8'), ("lambda x: x,", "lambda x: x + 1,"),
+    ("return x + 1", "return x + 2"), ("return f(*a)", "return 2 * f(*a)"), ("return 1", "return 2"), ("g=deep", "g=loud"),
+])  # fmt: skip
+def test_constants_lambdas_wrappers_bases_and_defaults_are_code_too(tmp_path: Path, old: str, new: str) -> None:
+    def of(text: str, name: str) -> dict:
+        (tmp_path / f"{name}.py").write_text(text)
+        script = f"import json, {name} as page; from netinv.source import code_of; print(json.dumps(code_of(page.work)))"
+        paths = {"PYTHONPATH": f"{tmp_path}:{ROOT}", "PATH": ""}
+        return json.loads(subprocess.run([sys.executable, "-c", script], env=paths, capture_output=True, check=True).stdout)
+
+    assert old in PAGE and of(PAGE, "one") == of(PAGE, "two") != of(PAGE.replace(old, new), "three")
+
+
+def test_where_things_are_kept_is_no_code(tmp_path: Path) -> None:
+    made = {}
+    for folder in ("here", "there"):
+        names = {"out_dir": folder, "jobs": 1}
+        exec("def work(): return out_dir, jobs", names)
+        made[folder] = code_of(names["work"])
+    assert made["here"] == made["there"]
