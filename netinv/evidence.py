@@ -66,7 +66,7 @@ def _numbers(
 def interval(
     values: Sequence[float],  # [n], one for each seed
     *,
-    level: float = 0.95,      # share of such intervals that shall hold the true mean, in (0, 1); fewer than 6 fall short
+    level: float = 0.95,      # share of such intervals meant to hold the true mean; with fewer than 6 values less do
 ) -> Interval:                # bounds of NaN for a single value
     "Mean and bounds by bootstrap over seeds, within the range of the values; a `ValueError` for none, and for NaN."
     from scipy.stats import bootstrap

@@ -234,13 +234,13 @@ def history(
     import pandas as pd
 
     if self.log is None: return pd.DataFrame(columns=["step", "seconds", "total", "accuracy"])
-    table = self.log.table
+    table, seconds = self.log.table, self.log.seconds[: len(self.log.table)]  # within a step there are more
     hits, asked = (self.columns(table, name) for name in ("hits", "asked"))
     terms = dict(zip(self.log.columns, table[:, : -2 * self.classifier.n_classes].T.numpy()))
     per_class = {f"accuracy_{k}": a.numpy() for k, a in enumerate((hits / asked).T)}
     accuracy = (hits.sum(1) / asked.sum(1)).numpy()
     steps = range(1, len(table) + 1)
-    return pd.DataFrame({"step": steps, "seconds": self.log.seconds[: len(table)], **terms, "accuracy": accuracy, **per_class})
+    return pd.DataFrame({"step": steps, "seconds": seconds, **terms, "accuracy": accuracy, **per_class})
 
 # %% ../nbs/loop.ipynb #0ad2f392
 @patch

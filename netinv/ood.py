@@ -43,7 +43,7 @@ def inverted_garbage(
     steps: int = 70,
     varied: bool = True,           # a generator of random kind, seen at four ages; else the paper's, at the end
 ) -> Tensor:                       # [n, C, H, W] uint8
-    "Images from a fresh generator, trained to have the classifier take them for its real classes; so soon, not all are."
+    "Images from a fresh generator, trained for so long to have the classifier take them for its real classes."
     kind = {"batch_size": 64, "generator": random_kind(rng)} if varied else {"recipe": "paper"}
     start = int(torch.randint(2**20, (), generator=rng, device=rng.device))
     inverter = Inverter(classifier, classes=list(range(classifier.n_classes - 1)), seed=start, **kind)

@@ -139,23 +139,6 @@ def _code(
         plain = [part for part in code.co_consts if not isinstance(part, CodeType)]
         return hashlib.sha256(repr([code.co_code, code.co_names, plain]).encode()).hexdigest()[:12]
 
-# %% ../nbs/source.ipynb #42ea4fa8
-def _follow(function: Callable, home: str, found: dict[str, str], rooms: set[str]) -> None:
-    "Note a function once, and follow all that it looks up: code, defaults, and values made of numbers and text."
-    own, name = _code(function), function.__qualname__
-    if found.get(name, own) != own: name = f"{name} {own}"  # another lambda, or what a decorator wraps
-    if name in found: return
-    found[name] = own
-    names, inside = _looked_up(function.__code__), inspect.getclosurevars(function).nonlocals
-    rooms |= {name.split(".")[1] for name in names if name.startswith("netinv.")}
-    if "netinv" in names: rooms |= {netinv._ROOM_OF[name] for name in names if name in netinv._ROOM_OF}
-    around = {**function.__globals__, **inside}
-    for name in sorted(names & {*around} - ASIDE):
-        if _is_plain(around[name]): found[name] = hashlib.sha256(json.dumps(around[name]).encode()).hexdigest()[:12]
-        else: _reach(around[name], home, found, rooms)
-    for value in (*(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values()):
-        _reach(value, home, found, rooms)
-
 # %% ../nbs/source.ipynb #42ea4fa7
 def _reach(
     thing: object,          # what a name stands for
@@ -173,6 +156,22 @@ def _reach(
     elif origin == home:
         for base in getattr(owner, "__mro__", (None,))[1:]: _reach(base, home, found, rooms)
         for function in _functions(owner): _follow(function, home, found, rooms)
+
+def _follow(function: Callable, home: str, found: dict[str, str], rooms: set[str]) -> None:
+    "Note a function once, and follow all that it looks up: code, defaults, and values made of numbers and text."
+    own, name = _code(function), function.__qualname__
+    if found.get(name, own) != own: name = f"{name} {own}"  # another lambda, or what a decorator wraps
+    if name in found: return
+    found[name] = own
+    names, inside = _looked_up(function.__code__), inspect.getclosurevars(function).nonlocals
+    rooms |= {name.split(".")[1] for name in names if name.startswith("netinv.")}
+    if "netinv" in names: rooms |= {netinv._ROOM_OF[name] for name in names if name in netinv._ROOM_OF}
+    around = {**function.__globals__, **inside}
+    for name in sorted(names & {*around} - ASIDE):
+        if _is_plain(around[name]): found[name] = hashlib.sha256(json.dumps(around[name]).encode()).hexdigest()[:12]
+        else: _reach(around[name], home, found, rooms)
+    for value in (*(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values()):
+        _reach(value, home, found, rooms)
 
 # %% ../nbs/source.ipynb #c45e0943
 def code_of(
