@@ -175,7 +175,7 @@ FLATTEN = "invert --model torch.nn:Flatten --shape 1,8,8 --n_classes 64"
     ("distil torch.nn:Flatten --shape 1,8,8 --resume", "--resume needs --out"),
     ("distil torch.nn:Flatten --shape 1,8,8 --steps 0", "steps is 0: expected 1 or more"),
     ("distil torch.nn:Flatten --shape 1,8,8 --seconds 0", "seconds is 0.0: expected a number above 0"),
-    ("distil torch.nn:Flatten --shape 1,8,8 --lessons 0", "lessons is 0: expected a number above 0"),
+    ("distil torch.nn:Flatten --shape 1,8,8 --lessons 0", "lessons is 0: expected 1 or more"),
     ("distil torch.nn:Flatten --shape 1,8,8 --student torch.nn:Flatten", "no weights that can be trained"),
     ("distil torch.nn:Flatten --shape 1,8,8 --student nowhere.py:net", "there is no file nowhere.py"),
     ("distil torch.nn:Flatten --shape 1,8,8 --data nowhere", "no data source 'nowhere'"),
