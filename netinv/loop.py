@@ -73,14 +73,12 @@ class Loop(Run):
         self.target = classifier.folded() if folded and not self.objective.watches else classifier
         self.objective.prepare(classifier, self.amp)
         factory = lit(generator or self.objective.generator() or Generator.sized(), classifier)
-        self.conditioning = make_conditioning(
-            conditioning, classifier.n_classes, temperature=temperature, side=min(classifier.shape[1:]),
-            pattern=pattern, shows=shows, classes=reachable(classifier, classes))
-        self.config = dict(conditioning=conditioning, pattern=pattern, shows=shows, n_generators=n_generators,
-                           temperature=temperature, batch_size=batch_size, lr=lr, averaging=averaging,
-                           classes=classes, seed=seed, generator=describe_generator(factory))
+        kind = {"pattern": pattern, "shows": shows, "temperature": temperature}
+        self.conditioning = make_conditioning(conditioning, classifier.n_classes, side=min(classifier.shape[1:]),
+                                              classes=reachable(classifier, classes), **kind)
+        self.config = dict(conditioning=conditioning, **kind, n_generators=n_generators, batch_size=batch_size, lr=lr,
+                           averaging=averaging, classes=classes, seed=seed, generator=describe_generator(factory))
         self._build(factory, [1_000 * seed + k for k in range(n_generators)])
-        self.sample_rng = torch.Generator(self.device).manual_seed(1_000 * seed + 999)
 
 # %% ../nbs/loop.ipynb #dc789a54
 @patch
@@ -90,7 +88,7 @@ def _build(self: Loop, factory: Callable, seeds: list[int]) -> None:
     self.generators = nn.ModuleList(made).to(self.device, memory_format=torch.channels_last)
     self.at_once = len(made) > 1 and self.device.type == "cuda" and isinstance(made[0], Generator)
     self.averaged = AveragedModel(self.generators, use_buffers=True).eval()
-    self.rngs = [torch.Generator(self.device).manual_seed(seed) for seed in seeds]
+    *self.rngs, self.sample_rng = (torch.Generator(self.device).manual_seed(seed) for seed in (*seeds, seeds[0] + 999))
     self.optimizers = [torch.optim.Adam(self.generators.parameters(), self.config["lr"], betas=(0.5, 0.999),
                                         fused=self.device.type in ("cpu", "cuda"))]
     self.met = torch.zeros(len(made), self.classifier.n_classes, device=self.device)  # share of hits lately
