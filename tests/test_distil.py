@@ -7,7 +7,7 @@ from torch import nn
 
 from netinv import FrozenClassifier
 from netinv.classifier import CNN
-from netinv.distil import Distiller, Memory, answer_loss, check_plan, distil, small_student
+from netinv.distil import Distiller, Memory, answer_loss, check_plan, distil, patchwork, small_student
 
 SHAPE, FEW = (1, 8, 8), {"lessons": 1, "lesson_size": 8, "memory": 100}
 
@@ -40,6 +40,27 @@ def test_the_memory_holds_the_latest_images(size, parts):
         count += n
     assert len(memory) == min(size, count) and memory.seen == count
     assert sorted(memory.images[: len(memory)].flatten().tolist()) == list(range(max(0, count - size), count))
+
+
+@given(n=st.integers(1, 6), side=st.integers(1, 9), times=st.integers(0, 4), seed=st.integers(0, 9))
+@settings(deadline=None, max_examples=60)
+def test_every_pixel_of_a_patchwork_comes_from_its_own_place_in_some_image(n, side, times, seed):
+    images = torch.arange(float(n)).view(n, 1, 1, 1) + torch.rand(n, 2, side, side)
+    pieces = patchwork(images, torch.Generator().manual_seed(seed), times)
+    from_whom = pieces.floor().long()
+    assert pieces.shape == images.shape and torch.equal(pieces, images.gather(0, from_whom))
+    assert torch.equal(from_whom[:, 0], from_whom[:, 1])  # all channels of a pixel together
+    assert times or torch.equal(pieces, images)
+
+
+def test_a_patchwork_leaves_some_images_whole_and_cuts_rectangles_into_most():
+    images = torch.arange(400.0).view(400, 1, 1, 1).expand(-1, 1, 16, 16)
+    once = patchwork(images, torch.Generator().manual_seed(0), 1) != images
+    cut = once.flatten(1).any(1)
+    assert 0.65 < cut.float().mean() < 0.85
+    for mask in once[cut][:20, 0]:
+        rows, columns = mask.any(1).nonzero(), mask.any(0).nonzero()
+        assert mask[rows[0]: rows[-1] + 1, columns[0]: columns[-1] + 1].all() and mask.sum() >= 20
 
 
 def test_lessons_bring_the_student_nearer_and_leave_the_teacher_alone(teacher):
