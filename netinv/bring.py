@@ -230,6 +230,7 @@ def load_classifier(
     features: str | None = None,                # layer whose output is taken for the features
     classes: list[str] | None = None,           # names of the classes in the order of the labels
     trust: bool = False,                        # whether a file with code in it may run
+    wrap: Callable[[nn.Module], nn.Module] | None = None,  # what is done to the network before it is frozen
     device: str | torch.device = "auto",        # auto, cpu, cuda, cuda:1, mps
 ) -> FrozenClassifier:
     "Any classifier in one line; a `ValueError` or `FileNotFoundError` says what is missing."
@@ -244,8 +245,9 @@ def load_classifier(
     if preprocess is not None or pixels is not None:
         if found.preprocess or found.pixels: notes.append("the normalisation is the one that you gave")
     else: preprocess, pixels = found.preprocess, found.pixels
+    model = found.model if wrap is None else wrap(found.model)
     classifier = FrozenClassifier(
-        found.model, shape=shape or found.shape, n_classes=n_classes, preprocess=preprocess, pixels=pixels,
+        model, shape=shape or found.shape, n_classes=n_classes, preprocess=preprocess, pixels=pixels,
         output=output, features=features, classes=classes, device=device)
     if classes is None and found.classes:
         if len(found.classes) == classifier.n_classes: classifier.classes = list(found.classes)

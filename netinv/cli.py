@@ -17,12 +17,16 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .flags import Flag, Parser, flags_of, flags_of_table, read_accuracy, read_numbers
+from .audit_shell import add_audit, run_audit
+from .flags import Flag, Parser, flags_of, flags_of_table, read_accuracy
 from netinv.runner import (
     RunFailed, UsageError, find_notebook, list_notebooks, load_profile, notebook_parameters, process_settings,
     read_parameters, report_folder, run_notebook, short_path,
 )
-from .shell import add_groups, carry_out, check_out, command, given, going_on, say, sentences, usage
+from netinv.shell import (
+    SOURCES, add_classifier, add_groups, add_source, carry_out, check_out, classifier_arguments, command, given,
+    going_on, named_classifier, say, sentences, usage,
+)
 
 if TYPE_CHECKING:
     from netinv import FrozenClassifier, ImageData, Inverter, Objective
@@ -83,45 +87,10 @@ def _add_run(
     add("--out", metavar="DIR", help="the run folder (runs/NOTEBOOK-TIMESTAMP)")
     add("--kernel", metavar="NAME", help="another Jupyter kernel than this Python")
 
-# %% ../nbs/cli.ipynb #c312a8e0
-_SOURCES = """\
-MODEL is package.module:factory (a function without arguments that returns a torch.nn.Module, or the module itself),
-timm:NAME, torchvision:NAME, hf:FOLDER_OR_NAME, or a file such as model.onnx. Images lie between 0 and 1 before
---pixels, --mean and --std."""
-
-def _add_classifier(
-    parser: Parser,
-) -> None:
-    "All that makes a classifier."
-    from netinv.bring import load_classifier
-
-    flags = flags_of(load_classifier, "source", "preprocess")
-    add_groups(parser, {"classifier": ("the classifier", flags)}, renamed={"classes": "class_names"})
-    scale = [Flag("mean", "subtracted from an image first: one number, or one a channel", None, read_numbers, "X,X,X"),
-             Flag("std", "by which the image is then divided", None, read_numbers, "X,X,X")]
-    add_groups(parser, {"scale": ("its normalisation", scale)})
-
-def _add_source(parser: Parser) -> None:
-    "Where the classifier comes from, as `--model MODEL` or as the first word."
-    parser.usage = f"{parser.prog} [--model] MODEL [--weights FILE] [--shape C,H,W] [other flags]"
-    parser.add_argument("source", nargs="?", metavar="MODEL", help="where the classifier comes from, see below")
-    parser.add_argument("--model", metavar="MODEL", help="the same")
-
 # %% ../nbs/cli.ipynb #64650104
-def _arguments(args: argparse.Namespace) -> dict[str, object]:
-    "What `load_classifier` is given besides the model."
-    scale = {"preprocess": (args.mean or 0.0, args.std or 1.0)} if args.mean or args.std else {}
-    return given(args, "classifier") | scale
-
-def _classifier(args: argparse.Namespace) -> "FrozenClassifier":
-    "The classifier that the arguments describe; a `UsageError` where there can be none."
-    from netinv.bring import load_classifier
-
-    with usage(args): return load_classifier(args.model, **_arguments(args))
-
 def _introduced(args: argparse.Namespace) -> "FrozenClassifier":
     "The same, after a line about it, and one for each note."
-    classifier = _classifier(args)
+    classifier = named_classifier(args)
     print(classifier)
     for note in classifier.notes:
         if note not in classifier.doubts: say(f"note: {note}")  # those are warnings
@@ -136,7 +105,7 @@ examples:
   netinv invert ... --recipe paper --gamma 2  # as the paper has it, but for one weight
   netinv invert ... --out runs/mine --resume  # go on where a killed run stopped
 
-""" + _SOURCES + """
+""" + SOURCES + """
 The run folder gets config.yaml, metrics.json, history.csv, the generator, samples (safetensors) and a figure;
 Inverter.load opens it in Python. Flags may be written with - or with _.
 exit codes: 0 done, 1 the run failed, 2 the command made no sense"""
@@ -149,7 +118,7 @@ def _add_invert(
     "The syntax of `netinv invert`."
     parser = command(commands, "invert", action, "invert a classifier of your own", _INVERT_EXAMPLES)
     parser.late = _add_settings
-    _add_source(parser)
+    add_source(parser)
     parser.add_argument("--out", metavar="DIR", help="the run folder (runs/MODEL-TIMESTAMP)")
 
 # %% ../nbs/cli.ipynb #7e3a1d10
@@ -167,7 +136,7 @@ def _add_settings(
     "A flag for each setting there is."
     from netinv import Inversion, Inverter
 
-    _add_classifier(parser)
+    add_classifier(parser)
     groups = {"inverter": ("what is asked for, and how it is trained", flags_of(Inverter.__init__)),
               "fit": ("how long", flags_of(Inverter.fit, "checkpoint_dir")), **_of_generators(Inversion),
               "save": ("what is kept", flags_of(Inverter.save, "folder"))}
@@ -245,7 +214,8 @@ def _invert(
 # %% ../nbs/cli.ipynb #95a78104
 def _call(args: argparse.Namespace) -> str:
     "The classifier of a command as a line of Python."
-    return f"load_classifier({', '.join([repr(args.model), *(f'{n}={v!r}' for n, v in _arguments(args).items())])})"
+    told = (f"{name}={value!r}" for name, value in classifier_arguments(args).items())
+    return f"load_classifier({', '.join([repr(args.model), *told])})"
 
 def _say_how_to_go_on(
     args: argparse.Namespace,
@@ -264,7 +234,7 @@ examples:
   netinv look mymodels:cnn --weights cnn.safetensors --shape 1,28,28 --data photos --json look.json
   netinv look model.onnx --mean 0.5 --std 0.5 --data mnist
 
-""" + _SOURCES + """
+""" + SOURCES + """
 --data is a folder with a subfolder of images for each class, an .npz file, or the name of a data set.
 exit codes: 0 done, 2 the command made no sense"""
 
@@ -275,7 +245,7 @@ def _add_look(
     "The syntax of `netinv look`."
     parser = command(commands, "look", action, "examine a classifier of your own", _LOOK_EXAMPLES)
     parser.late = _add_check_up
-    _add_source(parser)
+    add_source(parser)
     parser.add_argument("--data", metavar="SOURCE", help="images with labels, the test part of which is used")
     parser.add_argument("--json", metavar="FILE", help="write all numbers to this file")
 
@@ -283,7 +253,7 @@ def _add_check_up(parser: Parser) -> None:
     "The flags that take long to find out."
     from netinv.checkup import check_up
 
-    _add_classifier(parser)
+    add_classifier(parser)
     add_groups(parser, {"check_up": ("the examination", flags_of(check_up, "classifier", "data", "source"))})
 
 # %% ../nbs/cli.ipynb #cbd02412
@@ -302,7 +272,7 @@ def _look(
     from netinv.checkup import check_up
     from netinv.files import write_atomic
 
-    with warnings.catch_warnings(record=True) as caught: classifier = _classifier(args)
+    with warnings.catch_warnings(record=True) as caught: classifier = named_classifier(args)
     for warning in caught:  # doubts are on the page
         if str(warning.message) not in classifier.doubts: warnings.warn(warning.message, stacklevel=1)
     with usage(args):
@@ -319,7 +289,7 @@ examples:
   netinv distil model.onnx --seconds 600 --lessons 8 --recipe paper
   netinv distil ... --out runs/mine --resume  # go on where a killed run stopped
 
-""" + _SOURCES + """
+""" + SOURCES + """
 --student is named in the same way, and is trained from where it starts. The run folder gets student.safetensors,
 config.yaml, metrics.json, history.csv and a figure of what the student has seen.
 exit codes: 0 done, 1 the run failed, 2 the command made no sense"""
@@ -332,7 +302,7 @@ def _add_distil(
     summary = "teach a smaller network what a classifier of your own knows, without any data"
     parser = command(commands, "distil", action, summary, _DISTIL_EXAMPLES)
     parser.late = _add_lessons
-    _add_source(parser)
+    add_source(parser)
     add = parser.add_argument
     add("--student", metavar="SOURCE", help="a network to be trained (a CNN with a quarter of the usual weights)")
     add("--data", metavar="SOURCE", help="images with labels, on whose test part teacher and student are tested")
@@ -345,7 +315,7 @@ def _add_lessons(parser: Parser) -> None:
     from netinv.checkup import check_up
     from netinv.distil import Distiller
 
-    _add_classifier(parser)
+    add_classifier(parser)
     own = flags_of(Distiller.__init__)
     theirs = flags_of(Inverter.__init__, *(flag.name for flag in own))
     add_groups(parser, {
@@ -428,6 +398,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_look(commands, _look)
     _add_invert(commands, _invert)
     _add_distil(commands, _distil)
+    add_audit(commands, run_audit)
     return parser
 
 # %% ../nbs/cli.ipynb #1915b147
@@ -444,8 +415,9 @@ def main(
     args.words = words
     if "source" in args: args.model = _one_source(args)
     try:
-        with sentences(): args.action(args)
+        with sentences(): code = args.action(args)
         sys.stdout.flush()
+        return code or 0
     except (UsageError, RunFailed) as e:
         print(f"netinv: {e}", file=sys.stderr)
         return 1 if isinstance(e, RunFailed) else 2

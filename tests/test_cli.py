@@ -183,7 +183,7 @@ FLATTEN = "invert --model torch.nn:Flatten --shape 1,8,8 --n_classes 64"
     ("distil torch.nn:Flatten --shape 1,8,8 --recipe papper", "recipe 'papper' is unknown"),
     ("distil torch.nn:Flatten --shape 1,8,8 --lesons 3", "unrecognized arguments: --lesons 3: did you mean --lessons or --lesson_size?"),
     ("distil", "the following arguments are required: --model"),
-    ("invret", "invalid choice: 'invret' (choose from 'list', 'run', 'look', 'invert', 'distil'): did you mean invert?"),
+    ("invret", "invalid choice: 'invret' (choose from 'list', 'run', 'look', 'invert', 'distil', 'audit'): did you mean invert?"),
     (f"{FLATTEN} --gama 2", "did you mean --gamma or --gamma_pix?"),
     (f"{FLATTEN} --generators 2", "did you mean --n_generators?"),
     (f"{FLATTEN} --classes 64", "classes is [64]: expected some of the labels 0 to 63"),
