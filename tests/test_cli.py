@@ -305,7 +305,7 @@ def test_every_setting_is_a_flag() -> None:
     lines = re.sub(r"\n {20,}", "  ", help_of("invert")).splitlines()  # what is long begins on the next line
     flags = ((line, line.strip().split("  ")[0]) for line in lines if line.startswith("  -"))
     shown = {flag: line for line, start in flags for flag in re.findall(r"--(\w+)", start)}
-    left = {load_classifier: {"source", "preprocess", "classes"}, Inverter.fit: {"checkpoint_dir", "on_step"},
+    left = {load_classifier: {"source", "preprocess", "classes", "wrap"}, Inverter.fit: {"checkpoint_dir", "on_step"},
             Inverter.__init__: {"classifier", "objective", "generator"}, Inverter.save: {"folder"},
             Generator.__init__: {"shape", "conditioning"}}
     for function, not_flags in left.items():
