@@ -223,12 +223,14 @@ def write_report(
     title: str,
     about: dict | None = None,
 ) -> dict:  # as in audit.json
-    "Write report.html, audit.json, junit.xml and model_card.md."
+    "Write report.html, audit.json, metrics.json, junit.xml and model_card.md."
     folder, verdicts = Path(folder), verdicts_of(findings, rules)
     numbers = numbers_of(findings, verdicts, {"title": title, **(about or {})})
     write_atomic(folder / "report.html", report_html(findings, verdicts, title))
     write_atomic(folder / "junit.xml", junit(verdicts, title, sum(finding.seconds for finding in findings)))
     write_atomic(folder / "model_card.md", model_card(findings, verdicts, title))
+    means = {name: value.mean for finding in findings for name, value in finding.numbers.items()}
+    write_atomic(folder / "metrics.json", json.dumps(means, indent=2))
     write_atomic(folder / "audit.json", json.dumps(numbers, indent=2))
     return numbers
 
