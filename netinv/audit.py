@@ -65,7 +65,7 @@ class Audit:
         "What a part finds, or has found."
         if part not in self.wanted: return Finding(part, "not tested", "it was not asked for")
         finding = take_back(self.subject.parts, part, self.key) if self.resume else None
-        if finding is None:
+        if finding is None or finding.state == "failed":
             finding = find_out(part, self.subject, self.seconds(part))
             finding.keep(self.subject.parts, self.key)
         self.findings[part] = finding

@@ -11,7 +11,6 @@ __all__ = ['data_digest', 'identity', 'calibration', 'reliability', 'confusion_p
 import hashlib
 import os
 import platform
-from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F

@@ -21,7 +21,7 @@ from fastcore.basics import patch
 
 from .evidence import Interval
 from .files import write_atomic
-from .verdicts import PARTS, Rule, STATES, Verdict, as_json, judge, junit, read_rules, share, summary
+from .verdicts import PARTS, Rule, Verdict, as_json, judge, junit, summary
 
 # %% ../nbs/report.ipynb #407b85e7
 QUESTIONS = {
@@ -176,7 +176,7 @@ def report_html(
     seconds = sum(finding.seconds for finding in shown)
     return _template().render(
         title=title, when=when or date.today().isoformat(), findings=shown, verdicts=verdicts, questions=QUESTIONS,
-        faults=faults, summary=summary(verdicts), states=STATES, inline=_inline, seconds=round(seconds),
+        faults=faults, summary=summary(verdicts), inline=_inline, seconds=round(seconds),
         of=lambda part: [verdict for verdict in verdicts if verdict.rule.part == part],
         script=read("report.js"), style=read("report.css"))
 
@@ -210,8 +210,8 @@ def numbers_of(
     about: dict,  # what was audited and with what
 ) -> dict:        # what audit.json holds; `static/audit.schema.json` says what it looks like
     "All numbers of an audit."
-    missed = any(verdict.state == "missed" for verdict in verdicts)
-    return {"schema": 1, **about, "summary": summary(verdicts), "exit_code": int(missed),
+    wrong = any(verdict.state == "missed" for verdict in verdicts) or any(part.state == "failed" for part in findings)
+    return {"schema": 1, **about, "summary": summary(verdicts), "exit_code": int(wrong),
             "faults": [{"part": finding.part, "fault": fault} for finding in findings for fault in finding.faults],
             "verdicts": [as_json(verdict) for verdict in verdicts],
             "parts": {finding.part: finding.plain() for finding in findings}}

@@ -22,6 +22,7 @@ from .files import load_tensors, save_tensors
 from .frozen import FrozenClassifier
 from .outputs import run_classifier
 from .play import digit_reader
+from .runs import fingerprint
 from .samples import Samples, look
 
 # %% ../nbs/subject.ipynb #8abcc805
@@ -145,12 +146,14 @@ def _foreign(name: str, classifier: FrozenClassifier) -> Tensor:  # [n, C, H, W]
 def keep_samples(subject: Subject, samples: Samples) -> None:
     "Leave inverted images for the other parts."
     subject.samples, images = samples, (samples.floats * 255).round().byte()
-    save_tensors(subject.parts / "samples.safetensors", {"images": images, "labels": samples.labels})
+    save_tensors(subject.parts / "samples.safetensors", {"images": images, "labels": samples.labels},
+                 {"classifier": fingerprint(subject.classifier.model)})
 
 def inverted(subject: Subject) -> Samples | None:
-    "Inverted images that were left; None where there are none."
+    "Inverted images that were left; None where there are none, or those of another classifier."
     if subject.samples is None:
-        try: kept, _ = load_tensors(subject.parts / "samples.safetensors")
+        try: kept, about = load_tensors(subject.parts / "samples.safetensors")
         except FileNotFoundError: return None
+        if about.get("classifier") != fingerprint(subject.classifier.model): return None
         subject.samples = look(subject.classifier, kept["images"], kept["labels"])
     return subject.samples

@@ -18,7 +18,7 @@ from netinv.play import digit_reader, small_cnn
 from netinv.questions import knows, performs
 from netinv.report import Finding, Picture, take_back, write_report
 from netinv.splits import Split
-from netinv.subject import AnswersOnly, Subject, fitted, subject_of
+from netinv.subject import AnswersOnly, Subject, fitted, inverted, keep_samples, subject_of
 from netinv.verdicts import PARTS, auroc, read_rules
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -148,6 +148,7 @@ def test_a_part_that_fails_does_not_take_the_others_along(digits, tmp_path, monk
     monkeypatch.setitem(sys.modules["netinv.audit"].MAKERS, "accepts", broken)
     found = audit(subject(digit_reader(), digits, tmp_path), budget=5, only=["performs", "accepts"], progress=False)
     assert found["parts"]["accepts"]["state"] == "failed" and found["parts"]["performs"]["state"] == "done"
+    assert found["exit_code"] == 1, "a gate that nothing was measured for must not open"
     line = next(line for line in found["verdicts"] if line["name"] == "classes_reached")
     assert line["state"] == "not tested" and "out of memory" in line["sentence"].lower()
 
@@ -161,6 +162,22 @@ def test_what_is_kept_is_taken_back_and_nothing_else(digits, tmp_path, monkeypat
     with pytest.raises(AssertionError): Audit(it, budget=6, resume=True).part("performs")
     other = subject(digit_reader(), digits, tmp_path, seed=1)
     with pytest.raises(AssertionError): Audit(other, budget=5, resume=True).part("performs")
+
+
+def test_a_part_that_failed_is_tried_again(digits, tmp_path, monkeypatch):
+    it = subject(digit_reader(), digits, tmp_path)
+    def broken(*_): raise RuntimeError("out of memory")
+    with monkeypatch.context() as patched:
+        patched.setitem(sys.modules["netinv.audit"].MAKERS, "performs", broken)
+        assert Audit(it, budget=5).part("performs").state == "failed"
+    assert Audit(it, budget=5, resume=True).part("performs").state == "done"
+
+
+def test_inverted_images_of_another_classifier_are_not_taken(digits, tmp_path):
+    first = subject(digit_reader(), digits, tmp_path)
+    keep_samples(first, first.images("test", 20))
+    assert len(inverted(subject(digit_reader(), digits, tmp_path))) == 20
+    assert inverted(subject(small_cnn(), digits, tmp_path)) is None
 
 
 def test_a_finding_that_was_cut_off_is_not_taken_back(tmp_path):
