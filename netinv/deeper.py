@@ -25,7 +25,7 @@ from .metrics import inversion_report
 from .questions import gallery
 from .report import Finding, Picture, Table, picture_of
 from .samples import Samples
-from .shortcuts import find_shortcuts, paste
+from .shortcuts import find_shortcuts, paste, windows
 from .subject import Subject, inverted, keep_samples
 from .verdicts import share
 
@@ -99,7 +99,8 @@ def diversity_table(samples: Samples, real: Samples, seed: int) -> Table:
 def accepts(subject: Subject, seconds: float) -> Finding:
     "What the classifier takes for an image of each class."
     if subject.blind: return Finding("accepts", "not tested", f"it cannot be inverted: {subject.blind}")
-    classifier, names, real = subject.classifier, subject.classifier.classes, subject.images("test", 4_000)
+    classifier, names = subject.classifier, subject.classifier.classes
+    real = subject.images("test", subject.how_many(seconds / 10, 4_000, 500))
     inverter = Inverter(classifier, seed=subject.seed)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # what was not met is said below
@@ -186,9 +187,14 @@ def latents(subject: Subject, real: Samples, made: Samples, found: Finding) -> N
     found.pictures.append(gallery(top_images(sae, best, [made], per_latent=10), 10, title, "Rows of inverted images"))
 
 # %% ../nbs/deeper.ipynb #7546ea38
-def shortcut(subject: Subject, real: Samples, made: Samples, found: Finding) -> None:
+def shortcut(subject: Subject, real: Samples, made: Samples, found: Finding, seconds: float) -> None:
     "Add the patch that turns most images, which is a fault where it surely turns most of them."
-    names, table = subject.classifier.classes, find_shortcuts(subject.classifier, made, real).dropna()
+    names, n = subject.classifier.classes, subject.classifier.n_classes
+    cost = 24 * len(windows(subject.classifier.shape)) + 200  # images for a class
+    chosen = torch.randperm(n, generator=torch.Generator().manual_seed(subject.seed))
+    chosen = chosen[: subject.how_many(seconds, n * cost, cost) // cost].sort().values.tolist()
+    if len(chosen) < n: found.cut.append(f"Patches of {len(chosen)} of {n} classes were looked for.")
+    table = find_shortcuts(subject.classifier, made, real, classes=chosen).dropna()
     if table.empty: raise ValueError("there are too few images of other classes")
     worst = table.loc[table.turned.idxmax()]
     name, (rows, columns) = names[worst["class"]], worst.window
@@ -215,15 +221,15 @@ def live_features(classifier, features: Tensor, found: Finding) -> None:
 def explains(subject: Subject, seconds: float) -> Finding:
     "Features, the plane, the latents of inverted images, and shortcuts."
     if subject.blind: return Finding("explains", "not tested", f"it cannot be inverted: {subject.blind}")
-    real, made, found = subject.images("test", 1_000), inverted(subject), Finding("explains")
+    real, made = subject.images("test", subject.how_many(seconds / 10, 1_000, 300)), inverted(subject)
+    found, end = Finding("explains"), time.perf_counter() + seconds
     if real is None: return Finding("explains", "not tested", "that takes real images beside the inverted ones")
     if made is None: return Finding("explains", "not tested", "that takes inverted images: ask for accepts, too")
     live_features(subject.classifier, torch.cat([real.features, made.features]), found)
     parts = {"The plane": lambda: found.pictures.append(plane_picture(subject, real, made)),
              "The scatter plot": lambda: found.pictures.append(dots_page(subject, real, made)),
              "The sparse autoencoder": lambda: latents(subject, real, made, found),
-             "The search for shortcuts": lambda: shortcut(subject, real, made, found)}
-    end = time.perf_counter() + seconds
+             "The search for shortcuts": lambda: shortcut(subject, real, made, found, end - time.perf_counter())}
     for name, part in parts.items():
         if time.perf_counter() < end: guarded(part, name, found)
         else: found.cut.append(f"{name} was left out: the time was over.")
@@ -289,7 +295,8 @@ def resemblance(subject: Subject, made: Samples, train: Samples, test: Samples, 
 # %% ../nbs/deeper.ipynb #0d5ff366
 def leaks(subject: Subject, seconds: float) -> Finding:
     "Membership, reconstructions, and whether these are closer to training images than chance would have it."
-    found, train, test = Finding("leaks"), subject.images("train", 2_000), subject.images("test", 2_000)
+    found, n = Finding("leaks"), subject.how_many(seconds / 10, 2_000, 300)
+    train, test = subject.images("train", n), subject.images("test", n)
     both = train is not None and test is not None
     if both: members(subject, train, test, found)
     else: found.missing |= dict.fromkeys(("membership", "training_gap"), "that takes training images and others")

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['data_digest', 'identity', 'calibration', 'reliability', 'confusion_picture', 'gallery', 'worst_mistakes', 'by_class',
-           'how_many', 'performs', 'foreign_sets', 'rejection', 'rejection_table', 'one_sided', 'spoilt',
-           'spoilt_table', 'overconfident', 'hardened', 'knows']
+           'performs', 'foreign_sets', 'rejection', 'rejection_table', 'one_sided', 'spoilt', 'spoilt_table',
+           'overconfident', 'hardened', 'knows']
 
 # %% ../nbs/questions.ipynb #e6f3c72e
 import hashlib
@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .checkup import calibration_error, check_up
-from .data import ImageData, Split, image_grid
+from .data import ImageData, Split, image_grid, to_float
 from .evidence import Interval
 from .files import save_tensors
 from .frozen import FrozenClassifier
@@ -40,7 +40,7 @@ def data_digest(data: ImageData) -> str:
 
 def identity(subject: Subject, seconds: float) -> Finding:
     "What was audited, and with what."
-    page, data = check_up(subject.classifier, source=subject.source), subject.data
+    page, data = subject.page, subject.data
     rows, says = dict(page.rows), list(subject.notes)
     if data is not None:
         counts = f"{len(data.train):,} training, {len(data.valid):,} validation and {len(data.test):,} test images"
@@ -126,24 +126,20 @@ def by_class(samples: Samples) -> dict[int, Interval]:
     hits, there = samples.hits, samples.labels.unique().tolist()
     return {k: share(int(hits[samples.labels == k].sum()), int((samples.labels == k).sum())) for k in there}
 
-def how_many(subject: Subject, seconds: float, most: int, least: int = 100) -> int:
-    "Images that can be looked at in a time, by the pace of the classifier, within bounds."
-    return int(min(most, max(least, seconds / subject.pace)))
 
 # %% ../nbs/questions.ipynb #d20e79e9
 def performs(subject: Subject, seconds: float) -> Finding:
     "Accuracy, calibration and the worst mistakes on test images."
     if subject.data is None: return Finding("performs", "not tested", "no images with labels were given")
-    seen = subject.images("test", how_many(subject, seconds / 2, 1_000_000, 500))
+    seen = subject.images("test", subject.how_many(seconds / 2, 1_000_000, 500))
     if seen is None: return Finding("performs", "not tested", "the data have no test images")
     names, right, total = subject.classifier.classes, by_class(seen), len(subject.data.test)
-    page, alone = (check_up(subject.classifier, data, seed=subject.seed)
-                   for data in (Split(seen.images, seen.labels), None))
+    page = check_up(subject.classifier, Split(seen.images, seen.labels), seed=subject.seed)
     worst = min(right, key=lambda k: right[k].mean)
     rows = [[names[k], f"{hit:.3f}", f"{int((seen.labels == k).sum()):,}"] for k, hit in right.items()]
     pictures = [worst_mistakes(seen, names), confusion_picture(seen, names), reliability(seen)]
     return Finding(
-        "performs", faults=[sign for sign in page.signs if sign not in alone.signs],
+        "performs", faults=[sign for sign in page.signs if sign not in subject.page.signs],
         numbers={"accuracy": share(int(seen.hits.sum()), len(seen)), "worst_class_accuracy": right[worst],
                  "calibration_error": calibration(seen, seed=subject.seed)},
         says=[f"The class that fares worst is {names[worst]}."], pictures=[p for p in pictures if p],
@@ -249,7 +245,7 @@ def hardened(subject: Subject, real: Samples, sets: dict[str, Tensor]) -> Findin
 def knows(subject: Subject, seconds: float) -> Finding:
     "Whether foreign images are told apart, what happens to spoilt ones, and what a garbage class adds."
     if subject.data is None: return Finding("knows", "not tested", "that takes images of the classifier's own kind")
-    real = subject.images("test", n := how_many(subject, seconds / 30, 1_000))
+    real = subject.images("test", n := subject.how_many(seconds / 30, 1_000))
     if real is None: return Finding("knows", "not tested", "the data have no test images")
     sets, n_classes, made = foreign_sets(subject, n), len(subject.data.classes), inverted(subject)
     rows = rejection(subject.classifier, real, sets, n_classes)
@@ -260,7 +256,7 @@ def knows(subject: Subject, seconds: float) -> Finding:
     rows |= rejection(subject.classifier, real, more, n_classes)
     found.tables += [rejection_table(rows, "Images of no class"), spoilt_table(subject.classifier, real, subject.seed)]
     found.says += overconfident(found.tables[-1])
-    shown = torch.cat([look(subject.classifier, x[:12], torch.zeros(len(x[:12]))).floats.cpu() for x in sets.values()])
+    shown = torch.cat([to_float(x[:12]) if x.dtype == torch.uint8 else x[:12] for x in sets.values()])
     title = f"Images of no class, a row each: {', '.join(sets)}"
     found.pictures.append(gallery(shown, 12, title, "Rows of foreign images"))
     if not subject.harden: return found

@@ -56,6 +56,7 @@ def find_shortcuts(
     samples: Samples,  # inverted images of all classes
     real: Samples,     # real images, of several classes
     *,
+    classes: list[int] | None = None,  # whose patches are looked for; None for all
     area: float = 0.06,  # of a window, as a share of the image
     screen: int = 24,    # images that every window is pasted onto
     confirm: int = 200,  # others, for the best window of each class, at most
@@ -67,7 +68,7 @@ def find_shortcuts(
     check_frozen(classifier)
     for name, given in {"samples": samples, "real": real}.items(): check_samples(given, name)
     places, rng, table = windows(classifier.shape, area), torch.Generator().manual_seed(seed), []
-    for k in range(classifier.n_classes):
+    for k in range(classifier.n_classes) if classes is None else classes:
         images, donors = _others(real, k), samples[samples.hits & (samples.labels == k)].floats.cpu()
         n, best, share = min(confirm, len(images) - screen), None, math.nan
         if n >= 10 and len(donors):

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .bring import load_classifier
-from .checkup import check_up, suited
+from .checkup import Checkup, check_up, suited
 from .data import ImageData, Split, load_data, to_float
 from .files import load_tensors, save_tensors
 from .frozen import FrozenClassifier
@@ -69,9 +69,13 @@ class Subject:
         return self.folder / "parts"
 
     @cached_property
-    def pace(self) -> float:
-        "Seconds that the classifier takes for an image."
-        return check_up(self.classifier).numbers["milliseconds"] / 1000
+    def page(self) -> Checkup:
+        "What there is to say about the classifier without data."
+        return check_up(self.classifier, source=self.source)
+
+    def how_many(self, seconds: float, most: int, least: int = 100) -> int:
+        "Images that can be looked at in a time, by the pace of the classifier, within bounds."
+        return int(min(most, max(least, 1000 * seconds / self.page.numbers["milliseconds"])))
 
     def images(
         self,
