@@ -41,7 +41,8 @@ examples:
 --data is a folder with a subfolder of images for each class, in train/ and test/ where there are such; an .npz file; or
 the name of a data set. The parts are identity, performs, accepts, explains, knows and leaks. The folder gets
 report.html, audit.json, junit.xml, model_card.md and the executed notebook.
-exit codes: 0 no threshold is missed, 1 one is missed, or a part failed, or a number became worse (--compare), 2 bad input"""
+exit codes: 0 no threshold is missed, 1 one is missed or a part failed (--compare: a number is clearly worse), 2 this
+cannot be audited"""
 
 # %% ../nbs/audit_shell.ipynb #5f7cdac3
 def add_audit(
