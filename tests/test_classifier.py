@@ -161,6 +161,16 @@ def test_augmentation_against_a_loop():
         assert torch.equal(got[i], padded[:, y : y + 56, x : x + 28])
 
 
+@pytest.mark.parametrize("steps", range(1, 12))
+def test_the_schedule_lasts_for_as_many_steps_as_asked(steps):
+    "Five divided by zero: sixty images for five passes."
+    [(optimizer, schedule)] = one_cycle(nn.Linear(2, 2), 1e-3, 0.0, steps)
+    for _ in range(steps):
+        assert 0 < optimizer.param_groups[0]["lr"] <= 1e-3
+        optimizer.step()
+        schedule.step()
+
+
 def halves(model, lr, weight_decay, steps):
     "The head learns by gradient descent, the rest as usual."
     [(optimizer, schedule)] = one_cycle(model.body, lr, weight_decay, steps)

@@ -23,6 +23,7 @@ NbdevLookup.link_line = entries.link_names
 def main() -> None:
     os.chdir(ROOT)
     copies = Path(proc_nbs(n_workers=1, force=True))
+    shutil.rmtree(copies / "runs", ignore_errors=True)  # what chapters write where they are run is no page
     pages.arrange(copies)
     try:
         renderers.render(copies)
