@@ -1,4 +1,4 @@
-"Every notebook, from top to bottom, through the same function as `netinv run`, with the least that still runs."
+"Notebooks from top to bottom, through the same function as `netinv run`, with the least that still runs."
 import json
 import os
 import re
@@ -19,6 +19,7 @@ EXPERIMENTS = {name: path for name, path in NOTEBOOKS.items() if path.parent.nam
 
 
 SMOKE = yaml.safe_load((ROOT / "nbs/experiments/profiles/smoke.yaml").read_text(encoding="utf-8"))
+SLOW = [name for name in SMOKE if "#| slow" in NOTEBOOKS[name].read_text(encoding="utf-8")]
 RUN = "import sys; from netinv.cli import main; sys.exit(main(sys.argv[1:]))"
 
 
@@ -38,7 +39,8 @@ def runs(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
         yield {name: (pool.submit(run, name, folder / name), folder / name) for name in chosen}
 
 
-@pytest.mark.parametrize("name", SMOKE)  # nbdev_test has run the others, which have nothing to set
+# nbdev_test runs all chapters, with their defaults, but no experiments and no slow cells; one chapter stands for the rest
+@pytest.mark.parametrize("name", dict.fromkeys([*EXPERIMENTS, *SLOW, "start"]))
 def test_notebook_runs(name: str, runs: dict[str, tuple[Future, Path]]) -> None:
     notebook, (future, folder) = NOTEBOOKS[name], runs[name]
     done = future.result()
