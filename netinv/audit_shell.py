@@ -16,7 +16,7 @@ from importlib import resources
 from pathlib import Path
 
 from .flags import Parser
-from .runner import UsageError, run_folder, run_notebook, short_path
+from .runner import RunFailed, UsageError, run_folder, run_notebook, short_path
 from .shell import SOURCES, add_classifier, classifier_arguments, command, say, short_name, usage
 
 # %% ../nbs/audit_shell.ipynb #00a60210
@@ -42,7 +42,7 @@ examples:
 the name of a data set. The parts are identity, performs, accepts, explains, knows and leaks. The folder gets
 report.html, audit.json, junit.xml, model_card.md and the executed notebook.
 exit codes: 0 no threshold is missed, 1 one is missed or a part failed (--compare: a number is clearly worse), 2 this
-cannot be audited"""
+cannot be audited, or the audit broke off, which --resume goes on with"""
 
 # %% ../nbs/audit_shell.ipynb #5f7cdac3
 def add_audit(
@@ -107,7 +107,10 @@ def run_audit(args: argparse.Namespace) -> int:  # the exit code
     for note in [*subject.classifier.notes, *subject.notes, *filter(None, [subject.blind])]: say(f"note: {note}")
     folder = run_folder(f"audit-{short_name(told['model'])}", args.out)
     with resources.as_file(resources.files("netinv") / "static" / "audit.ipynb") as notebook:
-        run_notebook(notebook, told, out=folder)
+        try: run_notebook(notebook, told, out=folder)
+        except RunFailed as e:
+            raise UsageError(f"{e}\nThe audit broke off, and what was done is kept: go on with --resume --out "
+                             f"{short_path(folder)}") from e
     return show_audit(folder)
 
 # %% ../nbs/audit_shell.ipynb #fcd00383

@@ -182,7 +182,7 @@ def one_cycle(
     groups = [{"params": kernels, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}]
     optimizer = torch.optim.AdamW([group for group in groups if group["params"]], lr=lr, betas=(0.95, 0.99))
     schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, lr, total_steps=6 if steps == 5 else steps,  # a fifth of five is one, over which no step size can rise
+        optimizer, lr, total_steps=6 if steps == 5 else steps,  # a fifth of 5 is one, and over one no step size rises
         pct_start=0.2, base_momentum=0.85, max_momentum=0.95
     )
     return [(optimizer, schedule)]

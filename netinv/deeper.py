@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['until', 'first_steps', 'reached', 'class_rows', 'misses', 'counterfeits', 'diversity_table', 'accepts', 'told_rows',
            'hurried', 'guarded', 'plane_picture', 'dots_page', 'latents', 'shortcut', 'live_features', 'explains',
-           'gap', 'members', 'reconstructed', 'resemblance', 'leaks']
+           'gap', 'members', 'reconstructed', 'closest', 'distinct', 'resemblance', 'leaks']
 
 # %% ../nbs/deeper.ipynb #322051d1
 import math
@@ -14,12 +14,13 @@ import warnings
 from collections.abc import Callable
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from .data import Split
 from .evidence import Interval
 from .inversion import Inverter
-from .leaks import leak_test, nearest, triplets
+from .leaks import centred_rows, leak_test
 from .membership import membership, membership_scores
 from .metrics import inversion_report
 from .questions import gallery
@@ -273,23 +274,37 @@ def reconstructed(subject: Subject, seconds: float, n: int = 200) -> Samples:
     drawn, perturb = inverter.sample(2 * n, seed=subject.seed), inverter.objective.perturbation
     return best_of(drawn, robustness(subject.classifier, drawn, perturb, looks=4, seed=subject.seed), n).cpu()
 
+def closest(images: Tensor, others: Tensor, side: int = 64) -> tuple[Tensor, Tensor]:  # [n] correlation, [n] index
+    "The image [m, C, H, W] that correlates best with each of [n, C, H, W]; large ones are made smaller for it."
+    shrink = side / max(images.shape[2:])
+    if shrink < 1: images, others = (F.interpolate(x, scale_factor=shrink, mode="area") for x in (images, others))
+    return tuple((centred_rows(images) @ centred_rows(others).T).max(1))
+
+def distinct(index: Tensor, hits: int) -> Interval:  # in [0, 1]
+    "A share of images, with the interval of as many as differ (Kish, 1965): those with one partner do not."
+    count, rate = torch.bincount(index).double(), hits / len(index)
+    n = round((count.sum() ** 2 / count.square().sum()).item())
+    wide = share(round(rate * n), n)
+    return Interval(rate, min(wide.low, rate), max(wide.high, rate))
+
 def resemblance(subject: Subject, made: Samples, train: Samples, test: Samples, found: Finding) -> None:
     "Add whether reconstructions are closer to training images than to as many others."
     size = min(len(train), len(test))
     if size < 20: raise ValueError(f"{size} training and test images are too few, 20 of each are needed")
     known, others = train.floats[:size].cpu(), test.floats[:size].cpu()
-    (at, near, *_), (place, far, *_) = nearest(made.floats, known), nearest(made.floats, others)
+    (near, at), (far, place) = closest(made.floats, known), closest(made.floats, others)
     closer = near > far
-    part, p = leak_test(torch.where(closer, at, place + size), size, seed=subject.seed)
-    rate = found.numbers["resemblance"] = share(int(closer.sum()), len(closer))
+    partner = torch.where(closer, at, place + size)
+    part, p = leak_test(partner, size, seed=subject.seed)
+    rate = found.numbers["resemblance"] = distinct(partner, int(closer.sum()))
     found.says.append(f"{part:.0%} of the reconstructions lie closer to a training image than to a held-out one, where "
                       f"chance has 50 % (p = {p:.4f}).")
     if p < 0.001 and rate.low > 0.6:
         found.faults.append(f"Reconstructions resemble training images: {part:.0%} lie closer to one of them than to "
                             "any of as many others.")
-    splits = [Split((x * 255).round().byte(), s.labels[:size].cpu()) for x, s in ((known, train), (others, test))]
-    rows = triplets(made, *splits, columns=12, seed=subject.seed)
+    best = near.argsort(descending=True)[:12]
     title = "Reconstructions, the nearest training images, the nearest held-out images"
+    rows = torch.cat([made.floats[best], known[at[best]], others[place[best]]])
     found.pictures.append(gallery(rows, 12, title, "Three rows of images"))
 
 # %% ../nbs/deeper.ipynb #0d5ff366

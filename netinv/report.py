@@ -227,7 +227,9 @@ def write_report(
     folder, verdicts = Path(folder), verdicts_of(findings, rules)
     numbers = numbers_of(findings, verdicts, {"title": title, **(about or {})})
     write_atomic(folder / "report.html", report_html(findings, verdicts, title))
-    write_atomic(folder / "junit.xml", junit(verdicts, title, sum(finding.seconds for finding in findings)))
+    failed = {finding.part: finding.why for finding in findings if finding.state == "failed"}
+    seconds = sum(finding.seconds for finding in findings)
+    write_atomic(folder / "junit.xml", junit(verdicts, title, seconds, failed))
     write_atomic(folder / "model_card.md", model_card(findings, verdicts, title))
     means = {name: value.mean for finding in findings for name, value in finding.numbers.items()}
     write_atomic(folder / "metrics.json", json.dumps(means, indent=2))

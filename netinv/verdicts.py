@@ -9,10 +9,11 @@ __all__ = ['PARTS', 'STATES', 'share', 'auroc', 'Rule', 'default_thresholds', 'r
 # %% ../nbs/verdicts.ipynb #f91c1ab2
 import math
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from importlib import resources
 from pathlib import Path
+from types import MappingProxyType
 from xml.etree import ElementTree
 
 from .evidence import Interval
@@ -158,12 +159,17 @@ def junit(
     verdicts: Iterable[Verdict],
     name: str = "netinv audit",  # of the suite
     seconds: float = 0.0,        # the audit took
+    failed: Mapping[str, str] = MappingProxyType({}),  # why parts of it broke, by part
 ) -> str:                        # XML
-    "The verdicts as JUnit has them."
+    "The verdicts as JUnit has them, and a case with an error for each part that broke."
     verdicts = list(verdicts)
     count = lambda state: str(sum(verdict.state == state for verdict in verdicts))
-    suite = ElementTree.Element("testsuite", name=name, tests=str(len(verdicts)), failures=count("missed"), errors="0",
-                                skipped=count("not tested"), time=f"{seconds:.1f}")
+    suite = ElementTree.Element(
+        "testsuite", name=name, tests=str(len(verdicts) + len(failed)), failures=count("missed"),
+        errors=str(len(failed)), skipped=count("not tested"), time=f"{seconds:.1f}")
+    for part, why in failed.items():
+        case = ElementTree.SubElement(suite, "testcase", classname=f"audit.{part}", name=part)
+        ElementTree.SubElement(case, "error", message=why)
     for verdict in verdicts:
         case = ElementTree.SubElement(suite, "testcase", classname=f"audit.{verdict.rule.part}", name=verdict.rule.name)
         if verdict.state == "missed": ElementTree.SubElement(case, "failure", message=verdict.sentence())

@@ -1,5 +1,6 @@
 "An audit: planted faults are found and named, a healthy classifier has none, and nothing is lost on the way."
 import json
+import resource
 import subprocess
 import sys
 from dataclasses import replace
@@ -159,9 +160,9 @@ def test_what_is_kept_is_taken_back_and_nothing_else(digits, tmp_path, monkeypat
     def never(*_): raise AssertionError("done twice")
     monkeypatch.setitem(sys.modules["netinv.audit"].MAKERS, "performs", never)
     assert Audit(it, budget=5, resume=True).part("performs").numbers["accuracy"].mean > 0.9
-    with pytest.raises(AssertionError): Audit(it, budget=6, resume=True).part("performs")
+    assert Audit(it, budget=6, resume=True).part("performs").state == "failed"  # done again
     other = subject(digit_reader(), digits, tmp_path, seed=1)
-    with pytest.raises(AssertionError): Audit(other, budget=5, resume=True).part("performs")
+    assert Audit(other, budget=5, resume=True).part("performs").state == "failed"
 
 
 def test_a_part_that_failed_is_tried_again(digits, tmp_path, monkeypatch):
@@ -252,3 +253,76 @@ def test_the_report_prints_to_pdf_and_loads_nothing(digits, tmp_path):
                     (tmp_path / "report.html").as_uri()], check=True, capture_output=True, timeout=120)
     assert pdf.read_bytes()[:5] == b"%PDF-" and pdf.stat().st_size > 20_000
     assert "http" not in (tmp_path / "report.html").read_text().replace("http://www.w3.org", "").split("<body>")[0]
+
+
+def test_a_full_disk_is_told_and_what_was_done_is_kept(tmp_path):
+    "No file may be larger than 100 kB, as on a disk that is nearly full: the report is."
+    words = ["audit", "--demo", "--only", "performs,knows", "--budget", "10s", "--out", str(tmp_path)]
+    def small(): resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+    code = "import sys; from netinv.cli import main; sys.exit(main(sys.argv[1:]))"
+    done = subprocess.run([sys.executable, "-c", code, *words], preexec_fn=small, capture_output=True, text=True)
+    assert done.returncode == 2 and "report.html could not be written (File too large)" in done.stderr
+    assert "go on with --resume --out" in done.stderr and not (tmp_path / "report.html").exists()
+    assert main([*words, "--resume"]) in (0, 1) and (tmp_path / "report.html").exists()
+
+
+# Large folders
+
+def pictures(folder, n=120, side=12):
+    "Pictures of two classes in folders: dark and bright ones."
+    from PIL import Image
+
+    rng = torch.Generator().manual_seed(0)
+    for k in range(n):
+        x = torch.randint(0, 120, (side, side), generator=rng) + 120 * (k % 2)
+        path = folder / ("train", "test")[k % 3 == 0] / ("dark", "bright")[k % 2] / f"{k}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(x.byte().numpy()).save(path)
+    return folder
+
+
+def brightness():
+    "Whether an image is bright."
+    layer = nn.Linear(144, 2)
+    with torch.no_grad():
+        layer.weight[0], layer.weight[1], layer.bias[:] = 0.1, -0.1, torch.tensor([-7.2, 7.2])
+    return nn.Sequential(nn.Flatten(), layer)
+
+
+def test_a_large_folder_is_looked_at_in_blocks_and_gives_the_same_answers(tmp_path, monkeypatch):
+    "It stays in its files; no more than a block of it is ever in memory."
+    import netinv.streams
+    import netinv.subject
+
+    folder, at_once, read = pictures(tmp_path / "pictures"), [], netinv.streams.read_images
+    whole = subject_of(brightness(), str(folder), folder=tmp_path / "whole")
+    monkeypatch.setattr(netinv.subject, "load_images", lambda *how: netinv.streams.load_images(*how, large=0))
+    monkeypatch.setattr(netinv.subject, "BLOCK", 0)  # the least block has a hundred images
+    counted = lambda paths, *how: at_once.append(len(paths)) or read(paths, *how)
+    monkeypatch.setattr(netinv.streams, "read_images", counted)
+    files = subject_of(brightness(), str(folder), folder=tmp_path / "files")
+    assert type(files.data).__name__ == "FileData" and len(files.data.test) == 40
+    first, second = (performs(about, 5) for about in (whole, files))
+    assert second.numbers == first.numbers and second.numbers["accuracy"].mean > 0.9
+    assert audit(files, budget=5, progress=False)["parts"]["knows"]["state"] == "done" and max(at_once) <= 100
+
+
+def test_folders_with_pictures_of_all_sizes_are_scaled_to_a_classifier_that_knows_its_own(tmp_path):
+    folder = pictures(pictures(tmp_path / "pictures", n=24), n=12, side=15)
+    with pytest.raises(ValueError, match="images must have one size"): subject_of(brightness(), str(folder))
+    settings = {"shape": (1, 12, 12)}
+    about = subject_of(brightness(), str(folder), settings=settings, resize=True)
+    assert about.data.test.images.shape[1:] == (1, 12, 12)
+
+
+def test_near_copies_are_one_piece_of_evidence(tmp_path):
+    "An untrained classifier gave 200 reconstructions that are alike, all nearest to one training image: no leak."
+    from netinv.deeper import resemblance
+    from netinv.samples import look
+
+    about = subject_of(brightness(), str(pictures(tmp_path / "pictures")), folder=tmp_path)
+    train, test = about.images("train", 40), about.images("test", 40)
+    made = look(about.classifier, train.images[:1].expand(200, -1, -1, -1), train.labels[:1].expand(200))
+    found = Finding("leaks")
+    resemblance(about, made, train, test, found)
+    assert found.numbers["resemblance"].mean == 1 and found.numbers["resemblance"].low < 0.6 and not found.faults

@@ -17,7 +17,7 @@ ROOMS = """evidence source device files splits pictures arrays data runs outputs
 frozen weights hubs onnx_file bring conditioning generator losses perturbation faster samples first_look objective
 goal loop paper inversion graphs metrics interpretability clusters sae convolutional anomalies garbage heads ood traces
 reconstruction leaks distil parts workbench studio explorer play values runner flags shell checkup
-verdicts report membership shortcuts subject questions deeper audit audit_shell cli baselines""".split()  # lower rooms first
+verdicts report membership shortcuts streams subject questions deeper audit audit_shell cli baselines""".split()  # lower rooms first
 LONGEST = 120  # characters of a line
 IN_A_ROW = 4   # export cells without a result
 PICTURES = {"image/png", "image/jpeg", "image/svg+xml", "text/html", "text/markdown"}
