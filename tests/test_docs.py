@@ -70,8 +70,8 @@ def seen(site: str, chromium) -> dict[str, dict]:
 
 
 def pages() -> list[Path]:
-    "All pages, as paths inside the site."
-    return sorted(path.relative_to(SITE) for path in SITE.rglob("*.html"))
+    "All pages, as paths inside the site; a report that is shown on one is none."
+    return sorted(path.relative_to(SITE) for path in SITE.rglob("*.html") if path.parent.name != "images")
 
 
 def menu(contents: list) -> list[str]:
@@ -95,6 +95,7 @@ def test_every_page_loads_by_itself(seen: dict) -> None:
 
 def test_every_link_inside_leads_somewhere(site: str, seen: dict) -> None:
     targets = {f"{site}/{path}": set(facts["ids"]) for path, facts in seen.items()}
+    targets |= {f"{site}/images/{path.name}": set() for path in SITE.glob("images/*.html")}
     links = [(path, link) for path, facts in seen.items() for link in facts["links"] if link.startswith(site)]
     lost = [(path, link) for path, link in links
             if (url := link.partition("#")[0].removesuffix("/")) not in targets and f"{url}/index.html" not in targets

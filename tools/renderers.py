@@ -60,7 +60,7 @@ def _finish(site: Path, address: str) -> None:
         style = path.read_text(encoding="utf-8")
         path.write_text(re.sub(r"@import url\([^)]*//[^)]*\);?", "", style), encoding="utf-8")
     with (site / "styles.css").open("a", encoding="utf-8") as file: file.write(STYLE)
-    for path in sorted(site.rglob("*.html")):
+    for path in sorted(set(site.rglob("*.html")) - set(site.glob("images/*"))):  # what is shown is left alone
         page = BeautifulSoup(path.read_text(encoding="utf-8"), "html.parser")
         _typeset(page)
         _name_regions(page)
