@@ -28,7 +28,7 @@ setup(
     entry_points={
         "console_scripts": cfg["console_scripts"].split(),
         "nbdev": [f"{cfg['lib_name']}={cfg['lib_path']}._modidx:d"],
-        "torch.backends": ["netinv_mends_torchvision=netinv.device:mend_torchvision"],  # called by `import torch`
+        "torch.backends": ["netinv_mends_torchvision=netinv:_mend"],  # called by `import torch`
     },
     classifiers=["Programming Language :: Python :: 3", "Framework :: Jupyter", "Intended Audience :: Science/Research"],
 )

@@ -41,6 +41,11 @@ def __getattr__(name: str) -> object:
     return value
 
 
+def _mend() -> None:
+    "What `import torch` calls (an entry point): torchvision is mended, see `netinv.device`, which does it when imported."
+    import_module("netinv.device")  # if PyTorch is imported by it, it is half there, and mends when it is whole
+
+
 def __dir__() -> list[str]:
     return sorted([*__all__, *(name for name in globals() if name.startswith("__"))])
 

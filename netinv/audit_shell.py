@@ -108,7 +108,7 @@ def run_audit(args: argparse.Namespace) -> int:  # the exit code
     folder = run_folder(f"audit-{short_name(told['model'])}", args.out)
     with resources.as_file(resources.files("netinv") / "static" / "audit.ipynb") as notebook:
         try: run_notebook(notebook, told, out=folder)
-        except RunFailed as e:
+        except (RunFailed, OSError) as e:
             raise UsageError(f"{e}\nThe audit broke off, and what was done is kept: go on with --resume --out "
                              f"{short_path(folder)}") from e
     return show_audit(folder)

@@ -22,7 +22,7 @@ from torch import Tensor
 from .arrays import as_split, class_names, numbered, usual_names
 from .device import cause_of, pick_device
 from .files import unpack_npz
-from .pictures import Notes, note_rest, find_layout, list_images, read_images
+from .pictures import Notes, list_folder, read_images
 from .splits import Split, check_labels, stratified_order, stratified_subset, take, train_and_valid
 
 # %% ../nbs/data.ipynb #78310f17
@@ -364,19 +364,13 @@ def _read_folder(
 ) -> _Parts:
     "Image files in class folders; a `ValueError` naming the file or folder that cannot be used."
     where, notes = str(folder), Notes()
-    classes, parts = find_layout(folder, notes)
-    numbers = {name: label for label, name in enumerate(classes)}
-    found = [list_images({numbers[name]: path for name, path in part.items()}) for part in parts.values()]
-    for name, path in parts["train"].items():
-        if numbers[name] not in found[0].labels:
-            other = next((f" but {file}" for file in found[0].skipped if Path(path) in Path(file).parents), "")
-            raise ValueError(f"{path} has no images in it{other}: add some or remove the folder")
-    note_rest(found, notes)
+    classes, listed = list_folder(folder, notes)
+    found = [*listed.values()]
     pixels = read_images([path for part in found for path in part.paths], notes, size)
     cuts = np.cumsum([len(part.paths) for part in found])[:-1]
     splits = [as_split(images, np.array(part.labels, np.int64), where, notes)
               for images, part in zip(np.split(pixels, cuts), found)]
-    train, test, *valid = splits if len(parts) > 1 else _split_80_20(splits[0])
+    train, test, *valid = splits if len(splits) > 1 else _split_80_20(splits[0])
     return _Parts(train, test, classes, where, *valid, notes=notes)
 
 # %% ../nbs/data.ipynb #921b7285

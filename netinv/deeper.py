@@ -27,7 +27,7 @@ from .questions import gallery
 from .report import Finding, Picture, Table, picture_of
 from .samples import Samples
 from .shortcuts import find_shortcuts, paste, windows
-from .subject import Subject, inverted, keep_samples
+from .subject import Subject, inverted, keep_samples, room
 from .verdicts import share
 
 # %% ../nbs/deeper.ipynb #a10af98f
@@ -107,7 +107,8 @@ def accepts(subject: Subject, seconds: float) -> Finding:
         warnings.simplefilter("ignore")  # what was not met is said below
         inverter.fit(on_step=until(0.7 * seconds), progress=False)
     asked = len(inverter.conditioning.classes)
-    samples = inverter.sample(max(asked, min(100 * asked, 2_000)), seed=subject.seed).cpu()
+    n = max(asked, min(100 * asked, 2_000, room(classifier.shape)))
+    samples = inverter.sample(n, seed=subject.seed).cpu()
     keep_samples(subject, samples)
     rate, missed = reached(samples, classifier.n_classes)
     spent = f"After {inverter.step} steps, {inverter.seconds:.0f} seconds,"
@@ -277,15 +278,17 @@ def reconstructed(subject: Subject, seconds: float, n: int = 200) -> Samples:
 def closest(images: Tensor, others: Tensor, side: int = 64) -> tuple[Tensor, Tensor]:  # [n] correlation, [n] index
     "The image [m, C, H, W] that correlates best with each of [n, C, H, W]; large ones are made smaller for it."
     shrink = side / max(images.shape[2:])
-    if shrink < 1: images, others = (F.interpolate(x, scale_factor=shrink, mode="area") for x in (images, others))
+    if shrink < 1:
+        size = [max(1, round(shrink * length)) for length in images.shape[2:]]
+        images, others = (F.interpolate(x, size, mode="area") for x in (images, others))
     return tuple((centred_rows(images) @ centred_rows(others).T).max(1))
 
-def distinct(index: Tensor, hits: int) -> Interval:  # in [0, 1]
-    "A share of images, with the interval of as many as differ (Kish, 1965): those with one partner do not."
-    count, rate = torch.bincount(index).double(), hits / len(index)
-    n = round((count.sum() ** 2 / count.square().sum()).item())
-    wide = share(round(rate * n), n)
-    return Interval(rate, min(wide.low, rate), max(wide.high, rate))
+def distinct(index: Tensor, rate: float, z: float = 1.96) -> Interval:  # in [0, 1]
+    "A share of images with Wilson's interval for as many as differ (Kish, 1965); those with the same partner do not."
+    count = torch.bincount(index).double()
+    n = (count.sum() ** 2 / count.square().sum()).item()
+    centre, reach = rate + z * z / (2 * n), z * math.sqrt(rate * (1 - rate) / n + z * z / (4 * n * n))
+    return Interval(rate, *((centre + side * reach) / (1 + z * z / n) for side in (-1, 1)))
 
 def resemblance(subject: Subject, made: Samples, train: Samples, test: Samples, found: Finding) -> None:
     "Add whether reconstructions are closer to training images than to as many others."
@@ -293,13 +296,14 @@ def resemblance(subject: Subject, made: Samples, train: Samples, test: Samples, 
     if size < 20: raise ValueError(f"{size} training and test images are too few, 20 of each are needed")
     known, others = train.floats[:size].cpu(), test.floats[:size].cpu()
     (near, at), (far, place) = closest(made.floats, known), closest(made.floats, others)
-    closer = near > far
-    partner = torch.where(closer, at, place + size)
+    closer, told = near > far, near != far  # an image that is in both parts tells nothing
+    if not told.any(): raise ValueError("no reconstruction is closer to one kind of images than to the other")
+    partner = torch.where(closer, at, place + size)[told]
     part, p = leak_test(partner, size, seed=subject.seed)
-    rate = found.numbers["resemblance"] = distinct(partner, int(closer.sum()))
+    rate = found.numbers["resemblance"] = distinct(partner, part)
     found.says.append(f"{part:.0%} of the reconstructions lie closer to a training image than to a held-out one, where "
                       f"chance has 50 % (p = {p:.4f}).")
-    if p < 0.001 and rate.low > 0.6:
+    if p < 0.001 and rate.low > 0.75:
         found.faults.append(f"Reconstructions resemble training images: {part:.0%} lie closer to one of them than to "
                             "any of as many others.")
     best = near.argsort(descending=True)[:12]

@@ -4,14 +4,14 @@
 
 # %% auto #0
 __all__ = ['identity', 'bare', 'calibration', 'reliability', 'confusion_picture', 'gallery', 'surest_mistakes', 'worst_mistakes',
-           'by_class', 'joined', 'all_answers', 'performs', 'foreign_sets', 'rejection', 'rejection_table', 'one_sided',
-           'spoilt', 'spoilt_table', 'overconfident', 'hardened', 'knows']
+           'by_class', 'all_answers', 'performs', 'foreign_sets', 'rejection', 'rejection_table', 'one_sided', 'spoilt',
+           'spoilt_table', 'overconfident', 'hardened', 'knows']
 
 # %% ../nbs/questions.ipynb #e6f3c72e
-import math
 import os
 import platform
-from functools import partial
+from functools import partial, reduce
+from operator import add
 
 import torch
 import torch.nn.functional as F
@@ -28,7 +28,7 @@ from .report import Finding, Picture, Table, picture_of
 from .runs import fingerprint
 from .samples import Samples, look
 from .source import versions
-from .subject import Subject, inverted
+from .subject import Subject, inverted, room
 from .verdicts import auroc, share
 
 # %% ../nbs/questions.ipynb #81c779dc
@@ -124,11 +124,6 @@ def by_class(samples: Samples) -> dict[int, Interval]:
 
 
 # %% ../nbs/questions.ipynb #aad3e864
-def joined(parts: list[Samples]) -> Samples:
-    "Samples one after the other."
-    names = "images", "labels", "probs", "features"
-    return Samples(*(torch.cat([getattr(part, name) for part in parts]) for name in names))
-
 def all_answers(
     subject: Subject,
     most: int,  # test images
@@ -138,8 +133,8 @@ def all_answers(
     for block in subject.blocks("test", most):
         page = page or check_up(subject.classifier, Split(block.images, block.labels), seed=subject.seed)
         seen.append(bare(block))
-        wrong = [surest_mistakes(joined([*wrong, block]))]
-    return (joined(seen), wrong[0], page) if seen else None
+        wrong.append(surest_mistakes(block))
+    return (reduce(add, seen), surest_mistakes(reduce(add, wrong)), page) if seen else None
 
 # %% ../nbs/questions.ipynb #d20e79e9
 def performs(subject: Subject, seconds: float) -> Finding:
@@ -169,7 +164,10 @@ def foreign_sets(
     "Images of no class, by name."
     rng = torch.Generator().manual_seed(subject.seed + 1)
     base = subject.some("train" if len(subject.data.train) else "test", 2_000).images
-    drawn = {name: (draw(n, base, rng).clamp(0, 1) * 255).round().byte() for name, draw in FAMILIES.items()}
+    step = max(1, 256 * 28 * 28 // (base.shape[2] * base.shape[3]))  # as `garbage_pool`, to bound the memory
+    some = [min(step, n - i) for i in range(0, n, step)]
+    drawn = {name: torch.cat([(draw(m, base, rng).clamp(0, 1) * 255).round().byte() for m in some])
+             for name, draw in FAMILIES.items()}
     return drawn | {name: x[:n] for name, x in subject.foreign.items()}
 
 def rejection(
@@ -237,13 +235,16 @@ def overconfident(table: Table) -> list[str]:  # from `spoilt_table`
 # %% ../nbs/questions.ipynb #ea0fac8e
 def hardened(subject: Subject, real: Samples, sets: dict[str, Tensor]) -> Finding:
     "What a garbage class adds, whose weights go to hardened.safetensors; or why there is none."
-    n_classes, data, found = len(subject.data.classes), subject.held, Finding("knows")
+    n_classes, found = len(subject.data.classes), Finding("knows")
     if subject.classifier.n_classes > n_classes:
         found.says.append("It has a garbage class already, so it was not hardened.")
         return found
-    if len(data.train) < 2 * n_classes:
+    if len(subject.data.train) < 2 * n_classes:
         found.cut.append("It was not hardened, since that takes training images.")
         return found
+    data = subject.held
+    if (n := len(data.train)) < (total := len(subject.data.train)):
+        found.cut.append(f"It was hardened with {n:,} of {total:,} training images.")
     device = subject.classifier.device
     model = train_with_garbage(data, model=subject.classifier, epochs=4, lr=1e-3, seed=subject.seed, device=device,
                                progress=False)
@@ -260,19 +261,19 @@ def hardened(subject: Subject, real: Samples, sets: dict[str, Tensor]) -> Findin
 def knows(subject: Subject, seconds: float) -> Finding:
     "Whether foreign images are told apart, what happens to spoilt ones, and what a garbage class adds."
     if subject.data is None: return Finding("knows", "not tested", "that takes images of the classifier's own kind")
-    most = max(100, min(1_000, 2**26 // math.prod(subject.classifier.shape)))  # as floats, with room for some copies
-    real = subject.images("test", n := subject.how_many(seconds / 30, most))
+    real = subject.images("test", n := subject.how_many(seconds / 30, min(1_000, room(subject.classifier.shape))))
     if real is None: return Finding("knows", "not tested", "the data have no test images")
     sets, n_classes, made = foreign_sets(subject, n), len(subject.data.classes), inverted(subject)
     rows = rejection(subject.classifier, real, sets, n_classes)
     worst = min(rows, key=lambda name: rows[name]["AUROC"].mean)
     found = Finding("knows", numbers={"worst_auroc": rows[worst]["AUROC"], "passed_at_95": rows[worst]["passed"]},
                     faults=one_sided(rows), says=[f"The images that are told apart worst are those of {worst}."])
-    more = {"inverted": made.images[:n]} if made is not None else {}
-    rows |= rejection(subject.classifier, real, more, n_classes)
+    if made is not None:
+        order = torch.randperm(len(made), generator=torch.Generator().manual_seed(subject.seed))[:n]
+        rows |= rejection(subject.classifier, real, {"inverted": made.images[order]}, n_classes)
     found.tables += [rejection_table(rows, "Images of no class"), spoilt_table(subject.classifier, real, subject.seed)]
     found.says += overconfident(found.tables[-1])
-    shown = torch.cat([to_float(x[:12]) if x.dtype == torch.uint8 else x[:12] for x in sets.values()])
+    shown = torch.cat([to_float(x[:12]) for x in sets.values()])
     title = f"Images of no class, a row each: {', '.join(sets)}"
     found.pictures.append(gallery(shown, 12, title, "Rows of foreign images"))
     if not subject.harden: return found

@@ -136,7 +136,8 @@ def sentences() -> Iterator[None]:
     "While it lasts, a warning is one sentence, and the same one is said once."
     said = set()
     def show(message, *where, **more) -> None:
-        if str(message) not in said: say(f"note: {message}")
+        known = str(message) in said or "Triggered internally" in str(message)  # PyTorch about its own insides
+        if not known: say(f"note: {message}")
         said.add(str(message))
     with warnings.catch_warnings():
         warnings.showwarning = show

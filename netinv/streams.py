@@ -5,9 +5,10 @@
 # %% auto #0
 __all__ = ['LARGE', 'FileImages', 'chunks', 'FileSplit', 'FileData', 'file_data', 'load_images', 'with_images']
 
-# %% ../nbs/streams.ipynb #17ea945a
+# %% ../nbs/streams.ipynb #3ac87c3d
 import math
 import os
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -17,18 +18,19 @@ import torch
 from torch import Tensor
 
 from .arrays import as_split
-from .data import ImageData, load_data
-from .pictures import Notes, find_layout, list_images, note_rest, read_images
+from .data import NAMED_SETS, ImageData, load_data
+from .pictures import Notes, Pictures, list_folder, read_images
 from .splits import Split, stratified_order, take, train_and_valid
 
-# %% ../nbs/streams.ipynb #dc3bf43f
+# %% ../nbs/streams.ipynb #7234ca8b
 @dataclass(frozen=True)
 class FileImages:
     "Images [n, C, H, W] uint8 that stay in their files until rows of them are taken."
     paths: list[str]
     shape: tuple[int, int, int, int]
-    size: tuple[int, int] | None = None           # height and width to scale and crop pictures to
-    then: Callable[[Tensor], Tensor] | None = None  # what is done to a block [m, C, H, W] uint8
+    channels: int                                   # of the pictures: 1 if all of them are gray, otherwise 3
+    size: tuple[int, int] | None = None             # height and width to scale and crop pictures to
+    then: Callable[[Tensor], Tensor] | None = None  # what is done to a block [m, channels, h, w] uint8
 
     def __len__(self) -> int: return len(self.paths)
 
@@ -37,15 +39,15 @@ class FileImages:
         if not len(rows): return torch.zeros(0, *self.shape[1:], dtype=torch.uint8)
         pixels = read_images([self.paths[i] for i in rows.tolist()], Notes(), self.size)
         x = as_split(pixels, np.zeros(len(pixels), np.int64), "", Notes()).images
-        if self.then is not None: return self.then(x)
-        return x if x.shape[1] == self.shape[1] else x.expand(-1, self.shape[1], -1, -1)  # gray among colours
+        x = x.expand(-1, max(self.channels, x.shape[1]), -1, -1)  # a block may be gray though not all pictures are
+        return x if self.then is None else self.then(x)
 
     def chunks(self) -> Iterator[bytes]:
-        "What the files hold, one after the other."
-        for path in self.paths: yield Path(path).read_bytes()
+        "The names of the files, from their class on, and their sizes."
+        for path in self.paths: yield f"{'/'.join(Path(path).parts[-2:])} {os.path.getsize(path)};".encode()
 
 def chunks(images: Tensor | FileImages) -> Iterator[bytes]:
-    "The bytes of images, in pieces."
+    "What to tell images by, in pieces: their bytes, or the names and sizes of their files."
     if isinstance(images, FileImages): yield from images.chunks()
     else: yield from (block.cpu().contiguous().numpy().tobytes() for block in images.split(1_000))
 
@@ -92,35 +94,47 @@ def _parts(found: list[tuple[Tensor, Tensor]]) -> list[Split]:  # training, vali
     train, test, *valid = splits
     return [*train_and_valid(train, valid[0] if valid else None, None, None), test]
 
-# %% ../nbs/streams.ipynb #f2b83faa
-def file_data(
-    folder: str | os.PathLike,
-    size: tuple[int, int] | None = None,  # height and width to scale and crop pictures to; None: they have one size
-) -> FileData:
-    "A folder of pictures in class folders, see `load_data`; a `ValueError` where it cannot be used."
-    notes = Notes()
-    classes, layout = find_layout(Path(folder), notes)
-    found = [list_images({classes.index(name): path for name, path in part.items()}) for part in layout.values()]
-    note_rest(found, notes)
-    paths, labels = ([one for part in found for one in getattr(part, name)] for name in ("paths", "labels"))
-    if empty := [kind for kind, part in zip(layout, found) if not part.paths]:
-        raise ValueError(f"{folder}: the part {empty[0]} has no pictures: add some or remove its folder")
-    rows = torch.arange(len(paths)).split([len(part.paths) for part in found])
-    parts = _parts([(numbers, torch.tensor(part.labels)) for numbers, part in zip(rows, found)])
-    shape = _shape(paths, size)
-    train, valid, test = (_of_files(paths, _rows(part), part.labels, shape, size) for part in parts)
-    return FileData(train, valid, test, classes, shape, os.fspath(folder), list(notes))
+# %% ../nbs/streams.ipynb #ec4bdf26
+_GRAY = ("1", "L", "LA", "La")  # what Pillow calls them
+
+def _heads(paths: list[str], size: tuple | None) -> tuple[int, int, int]:  # channels, height, width
+    "What the heads of all files say; a `ValueError` for one that has none, and where the sizes differ."
+    from PIL import Image
+
+    modes, first = set(), None
+    for path in paths:
+        try:
+            with Image.open(path) as image: mode, sides = image.mode, image.size
+        except Exception: mode, sides = "none", None  # reading it will say why
+        first = first or sides
+        if mode == "none" or not size and sides != first: read_images([paths[0], path], Notes(), size)
+        modes.add(mode)
+    some = read_images(paths[:1], Notes(), size)
+    return (1 if modes <= {*_GRAY} else 3, *some.shape[1:3])
 
 def _of_files(paths: list[str], rows: Tensor, labels: Tensor, shape: tuple, size: tuple | None) -> FileSplit:
     "The pictures of a part."
-    return FileSplit(FileImages([paths[i] for i in rows.tolist()], (len(rows), *shape), size), labels)
+    return FileSplit(FileImages([paths[i] for i in rows.tolist()], (len(rows), *shape), shape[0], size), labels)
 
-def _shape(paths: list[str], size: tuple | None, look: int = 64) -> tuple[int, int, int]:
-    "Of the images, by some of them; a `ValueError` where their sizes differ."
-    some = read_images(paths[:: math.ceil(len(paths) / look)], Notes(), size)
-    return (3 if some.ndim == 4 else 1, *some.shape[1:3])
+# %% ../nbs/streams.ipynb #4d0bea4b
+def file_data(
+    folder: str | os.PathLike,
+    size: tuple[int, int] | None = None,  # height and width to scale and crop pictures to; None: they have one size
+    listed: tuple | None = None,          # what `list_folder` has found, where it was asked already
+) -> FileData:
+    "A folder of pictures in class folders, see `load_data`; a `ValueError` where it cannot be used."
+    notes = Notes()
+    classes, found = listed or list_folder(Path(folder), notes)
+    paths, labels = ([one for part in found.values() for one in getattr(part, name)] for name in ("paths", "labels"))
+    if empty := [kind for kind, part in found.items() if not part.paths]:
+        raise ValueError(f"{folder}: the {empty[0]} part has no pictures: add some or remove its folder")
+    shape, rows = _heads(paths, size), torch.arange(len(paths)).split([len(part.paths) for part in found.values()])
+    parts = _parts([(numbers, torch.tensor(part.labels)) for numbers, part in zip(rows, found.values())])
+    train, valid, test = (_of_files(paths, _rows(part), part.labels, shape, size) for part in parts)
+    if notes.doubts: warnings.warn("; ".join(notes.doubts), stacklevel=2)
+    return FileData(train, valid, test, classes, shape, os.fspath(folder), list(notes))
 
-# %% ../nbs/streams.ipynb #34863602
+# %% ../nbs/streams.ipynb #cf6ac487
 LARGE = 2**28  # bytes: what is larger is not read as a whole
 
 def load_images(
@@ -129,11 +143,23 @@ def load_images(
     large: int = LARGE,
 ) -> ImageData | FileData:
     "Images with labels; those of a large folder stay in their files."
-    if not Path(source).expanduser().is_dir() or source == "digits": return load_data(source, device="cpu")
-    data = file_data(Path(source).expanduser(), size)
-    n = sum(map(len, (data.train, data.valid, data.test)))
-    return data if n * math.prod(data.shape) > large else load_data(source, device="cpu", size=size)
+    folder = Path(source).expanduser()
+    if source in ("digits", *NAMED_SETS) or not folder.is_dir(): return load_data(source, device="cpu")
+    notes = Notes()
+    listed = list_folder(folder, notes)
+    if _pixels(listed[1], size) <= large: return load_data(source, device="cpu", size=size)
+    if notes.doubts: warnings.warn("; ".join(notes.doubts), stacklevel=2)
+    return replace(file_data(folder, size, listed), notes=list(notes))
 
+def _pixels(found: dict[str, Pictures], size: tuple | None) -> int:
+    "About how many bytes the pictures of a folder have, by some of them."
+    paths = [path for part in found.values() for path in part.paths]
+    some = (read_images([path], Notes(), size).size for path in paths[:: math.ceil(len(paths) / 8)])
+    return len(paths) * max(some, default=0)
+
+
+
+# %% ../nbs/streams.ipynb #88787d2a
 def with_images(
     data: ImageData | FileData,
     then: Callable[[Tensor], Tensor],   # [m, C, H, W] uint8 -> [m, *shape] uint8
@@ -146,5 +172,5 @@ def with_images(
         if isinstance(part, FileSplit):
             return FileSplit(replace(part.images, shape=(len(part), *shape), then=then), relabel(part.labels))
         made = [then(block) for block in part.images.split(500) if len(block)]
-        return Split(torch.cat([torch.zeros(0, *shape, dtype=torch.uint8), *made]), relabel(part.labels))
+        return Split(torch.cat([part.images.new_zeros(0, *shape), *made]), relabel(part.labels))
     return type(data)(*map(change, (data.train, data.valid, data.test)), classes, shape, data.name, data.notes)

@@ -174,6 +174,25 @@ def test_a_part_that_failed_is_tried_again(digits, tmp_path, monkeypatch):
     assert Audit(it, budget=5, resume=True).part("performs").state == "done"
 
 
+def test_a_part_is_done_again_where_what_it_looks_at_was_made_since(digits, tmp_path):
+    it = subject(digit_reader(), digits, tmp_path)
+    assert Audit(it, budget=10, only=["explains"]).part("explains").state == "not tested"
+    Audit(it, budget=10, only=["knows"]).part("knows")
+    whole = Audit(subject(digit_reader(), digits, tmp_path), budget=10, only=["accepts", "explains", "knows"], resume=True)
+    found = {part: whole.part(part) for part in whole.wanted}
+    assert found["explains"].state == "done" and "inverted" in [row[0] for row in found["knows"].tables[0].rows]
+
+
+def test_what_a_failed_part_says_can_be_written_as_xml(digits, tmp_path, monkeypatch):
+    from xml.etree import ElementTree
+
+    def broken(*_): raise RuntimeError("\x1b[31mred\x00")
+    monkeypatch.setitem(sys.modules["netinv.audit"].MAKERS, "performs", broken)
+    audit(subject(digit_reader(), digits, tmp_path), budget=5, only=["performs"], progress=False)
+    root = ElementTree.parse(tmp_path / "junit.xml").getroot()
+    assert root.get("errors") == "1" and "red" in root.find("testcase/error").get("message")
+
+
 def test_inverted_images_of_another_classifier_are_not_taken(digits, tmp_path):
     first = subject(digit_reader(), digits, tmp_path)
     keep_samples(first, first.images("test", 20))
@@ -268,8 +287,8 @@ def test_a_full_disk_is_told_and_what_was_done_is_kept(tmp_path):
 
 # Large folders
 
-def pictures(folder, n=120, side=12):
-    "Pictures of two classes in folders: dark and bright ones."
+def pictures(folder, n=120, side=12, colour=10**9):
+    "Pictures of two classes in folders, dark and bright ones; from one on, every twentieth is in colour."
     from PIL import Image
 
     rng = torch.Generator().manual_seed(0)
@@ -277,7 +296,7 @@ def pictures(folder, n=120, side=12):
         x = torch.randint(0, 120, (side, side), generator=rng) + 120 * (k % 2)
         path = folder / ("train", "test")[k % 3 == 0] / ("dark", "bright")[k % 2] / f"{k}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(x.byte().numpy()).save(path)
+        Image.fromarray(x.byte().numpy()).convert("RGB" if k >= colour and k % 20 == 0 else "L").save(path)
     return folder
 
 
@@ -289,22 +308,56 @@ def brightness():
     return nn.Sequential(nn.Flatten(), layer)
 
 
-def test_a_large_folder_is_looked_at_in_blocks_and_gives_the_same_answers(tmp_path, monkeypatch):
-    "It stays in its files; no more than a block of it is ever in memory."
+def large(monkeypatch):
+    "Make every folder a large one, and a block a hundred images."
     import netinv.streams
     import netinv.subject
 
-    folder, at_once, read = pictures(tmp_path / "pictures"), [], netinv.streams.read_images
-    whole = subject_of(brightness(), str(folder), folder=tmp_path / "whole")
     monkeypatch.setattr(netinv.subject, "load_images", lambda *how: netinv.streams.load_images(*how, large=0))
-    monkeypatch.setattr(netinv.subject, "BLOCK", 0)  # the least block has a hundred images
+    monkeypatch.setattr(netinv.subject, "BLOCK", 0)
+
+
+def test_a_large_folder_is_looked_at_in_blocks_and_gives_the_same_answers(tmp_path, monkeypatch):
+    "It stays in its files; no more than a block of it is ever in memory."
+    import netinv.streams
+
+    folder, at_once, read = pictures(tmp_path / "pictures", n=900), [], netinv.streams.read_images
+    whole = subject_of(brightness(), str(folder), folder=tmp_path / "whole")
+    large(monkeypatch)
     counted = lambda paths, *how: at_once.append(len(paths)) or read(paths, *how)
     monkeypatch.setattr(netinv.streams, "read_images", counted)
     files = subject_of(brightness(), str(folder), folder=tmp_path / "files")
-    assert type(files.data).__name__ == "FileData" and len(files.data.test) == 40
-    first, second = (performs(about, 5) for about in (whole, files))
-    assert second.numbers == first.numbers and second.numbers["accuracy"].mean > 0.9
-    assert audit(files, budget=5, progress=False)["parts"]["knows"]["state"] == "done" and max(at_once) <= 100
+    assert type(files.data).__name__ == "FileData" and len(files.data.test) == 300
+    first, second = (performs(about, 60) for about in (whole, files))
+    assert second.numbers == first.numbers and second.numbers["accuracy"].mean > 0.9 and not second.cut
+    assert audit(files, budget=5, progress=False)["parts"]["knows"]["state"] == "done" and max(at_once) == 100
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_gray_pictures_among_those_in_colour_do_not_depend_on_the_block(tmp_path, monkeypatch, channels):
+    "Colour pictures that are rare, so that most blocks are gray, for a classifier of either kind."
+    folder = pictures(tmp_path / "pictures", n=300, colour=200)
+    model = nn.Sequential(nn.AvgPool3d((channels, 1, 1)), brightness())
+    settings = {"shape": (channels, 12, 12)}
+    whole = subject_of(model, str(folder), settings=settings, resize=True)
+    large(monkeypatch)
+    files = subject_of(model, str(folder), settings=settings, resize=True)
+    assert files.data.test.images.channels == 3
+    rows = torch.arange(len(files.data.test))
+    for some in (rows, rows[:5]): assert torch.equal(files.data.test.images[some], whole.data.test.images[some])
+
+
+def test_a_damaged_picture_in_a_large_folder_is_told_at_the_start(tmp_path, monkeypatch):
+    folder = pictures(tmp_path / "pictures")
+    (folder / "train" / "dark" / "2.png").write_bytes(b"no picture")
+    large(monkeypatch)
+    with pytest.raises(ValueError, match="2.png cannot be read as an image"): subject_of(brightness(), str(folder))
+
+
+def test_foreign_images_are_of_all_kinds(tmp_path):
+    "The first hundred pictures of a folder in the order of its classes are of one class."
+    foreign = subject_of("demo", None, ood=[str(pictures(tmp_path / "foreign", n=900))]).foreign["foreign"]
+    assert 0.3 < (foreign[:100].float().mean((1, 2, 3)) > 128).float().mean() < 0.7
 
 
 def test_folders_with_pictures_of_all_sizes_are_scaled_to_a_classifier_that_knows_its_own(tmp_path):

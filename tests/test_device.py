@@ -48,6 +48,15 @@ def test_torchvision_can_be_imported_before_netinv(installed):
     assert (done.returncode, done.stdout.split()) == (0, ["False", "fine"]), done.stderr
 
 
+@pytest.mark.parametrize("room", ["device", "pictures"])
+def test_any_room_can_be_imported_before_pytorch(installed, room):
+    "What imports netinv.device first met its own entry point, half imported."
+    script = f"import netinv.{room}, torchvision.models; print('fine')"
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(installed), str(ROOT)])}
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=environment, cwd=installed)
+    assert (done.returncode, done.stdout.split()) == (0, ["fine"]), done.stderr
+
+
 def test_torchvision_can_be_imported_again_after_it_failed():
     script = """
 import os, sys

@@ -122,3 +122,14 @@ def test_a_failed_or_edited_page_stays_as_it_was(page: Path, capsys: pytest.Capt
 
 def test_every_page_of_experiments_is_as_its_code_or_says_that_it_is_not() -> None:
     assert older.older() == []
+
+
+def test_a_change_that_alters_no_number_can_be_told_and_no_other(page, monkeypatch):
+    now = page_code(page)
+    one, other = "this page", "netinv.data"
+    monkeypatch.setattr(older, "page_code", lambda path: {**now, one: "0", other: "1"})
+    older.same(page, [one], "a reason")
+    assert older.read(page)["metadata"]["netinv"]["code"] == now, "another module has changed as well"
+    older.same(page, [one, other], "a reason")
+    made_by = older.read(page)["metadata"]["netinv"]
+    assert made_by["code"][one] == "0" and made_by["same"][0]["why"] == "a reason" and not older.changed(page)

@@ -2,12 +2,17 @@
 
     python tools/older.py           # what has changed since each page was executed
     python tools/older.py --mark    # and write a line about it onto the pages that are older, off those that are not
+    python tools/older.py --same netinv.data netinv.pictures --why "folders of pictures alone are read otherwise"
+
+The last is for a change that can alter no number of any page. Pages of which nothing else has changed take the new
+digests, and keep the reason in their metadata.
 
 A page carries, in its metadata, the digests of all code that made its outputs (`netinv.source`), and the parameters.
 `tools/execute.py` writes them. `tools/check_notebooks.py` fails for an older page without the line: nobody shall take
 its numbers for those of today's code. Chapters need no line, since the tests run them and their asserts."""
+import argparse
 import json
-import sys
+from datetime import date
 from pathlib import Path
 
 from house import source
@@ -75,6 +80,18 @@ def mark(path: Path) -> None:
     write(path, book)
 
 
+def same(path: Path, modules: list[str], why: str) -> None:
+    "Write into a page that a change of some modules alters none of its numbers, if nothing else has changed."
+    book, now = read(path), page_code(path)
+    made_by = book["metadata"].get("netinv", {})
+    was = made_by.get("code")
+    differ = {name for name in {**now, **(was or {})} if was and was.get(name) != now.get(name)}
+    if not differ or not differ <= set(modules): return
+    made_by["code"], reasons = now, made_by.setdefault("same", [])
+    reasons.append({"modules": sorted(differ), "why": why, "on": date.today().isoformat()})
+    write(path, book)
+
+
 def older(root: Path = ROOT) -> list[str]:
     "Pages that do not say that they are older than their code, and pages that say so without need."
     found = []
@@ -87,9 +104,16 @@ def older(root: Path = ROOT) -> list[str]:
     return found
 
 
-def main() -> None:
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--mark", action="store_true", help="write the line")
+    parser.add_argument("--same", nargs="+", metavar="MODULE", default=[], help="their change alters no number")
+    parser.add_argument("--why", help="how one knows")
+    args = parser.parse_args(argv)
+    if args.same and not args.why: parser.error("--same needs --why, the reason")
     for path in pages():
-        if "--mark" in sys.argv: mark(path)
+        if args.same: same(path, args.same, args.why)
+        if args.mark: mark(path)
         print(f"{path.stem:26}{'older' if changed(path) else 'as its code':14}{changed(path)}")
 
 
