@@ -11,9 +11,8 @@ ifeq ($(NETINV_DATA),)
 endif
 export NETINV_DATA
 
-# Tests that start kernels and browsers: those in pairs that may wait for each other, those alone that move things at once.
-PAIRS := docs notebooks
-ALONE := studio widgets
+# Tests that drive a browser or start kernels by twos, for which two at once would be four.
+ALONE := docs notebooks studio widgets
 
 .PHONY: help demo test docs readme clean
 
@@ -34,8 +33,7 @@ test: $(VENV)/.dev
 	$(BIN)/python tools/check_notebooks.py
 	$(BIN)/python tools/readme.py --check
 	OMP_NUM_THREADS=1 $(BIN)/nbdev_test --n_workers 2 --timing  # two threads of one notebook wait for each other
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -ra --numprocesses 2 --dist loadfile $(foreach name,$(PAIRS) $(ALONE),--ignore=tests/test_$(name).py)
-	$(BIN)/python -m pytest -ra --numprocesses 2 --dist loadfile $(PAIRS:%=tests/test_%.py)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -ra --numprocesses 2 --dist loadfile $(ALONE:%=--ignore=tests/test_%.py)
 	$(BIN)/python -m pytest -ra $(ALONE:%=tests/test_%.py)
 
 readme: $(VENV)/.dev
