@@ -147,8 +147,11 @@ def test_play_in_jupyterlab(app: Path, chromium, tmp_path: Path) -> None:
 def test_nobody_watches_and_a_reopened_tab_finds_its_studio(app: Path, chromium, tmp_path: Path) -> None:
     with jupyterlab(app, chromium, tmp_path) as page:
         wait_until(page, lambda: page.locator(".netinv-grid img").count() and step(page) > 1, "it moves by itself", 120)
-        page.keyboard.press("Control+s")
-        wait_until(page, lambda: any(cell.get("outputs") for cell in nbformat.read(app, 4).cells), "the page is saved")
+        def saved() -> bool:
+            page.keyboard.press("Control+s")  # again, where JupyterLab was not ready for it yet
+            page.wait_for_timeout(900)
+            return any(cell.get("outputs") for cell in nbformat.read(app, 4).cells)
+        wait_until(page, saved, "the page is saved")
         first, _ = step(page), page.wait_for_timeout(5_000)
         before, address, tab = step(page), page.url, page.context.new_page()
         pace = (before - first) / 5  # steps in a second while somebody watches
