@@ -133,3 +133,21 @@ def test_a_change_that_alters_no_number_can_be_told_and_no_other(page, monkeypat
     older.same(page, [one, other], "a reason")
     made_by = older.read(page)["metadata"]["netinv"]
     assert made_by["code"][one] == "0" and made_by["same"][0]["why"] == "a reason" and not older.changed(page)
+
+
+def test_large_pictures_are_stored_smaller_and_small_ones_as_they_are():
+    import base64
+    import io
+
+    import numpy as np
+    from PIL import Image
+
+    def stored(side):
+        noise, file = np.random.default_rng(0).integers(0, 256, (side, side, 3), dtype=np.uint8), io.BytesIO()
+        Image.fromarray(noise).save(file, "PNG")
+        return base64.b64encode(file.getvalue()).decode()
+    small, large = stored(20), stored(400)
+    output = [{"data": {"image/png": picture}} for picture in (small, large)] + [{"text": "no picture"}]
+    found = [one["data"]["image/png"] for one in execute.smaller(output)[:2]]
+    assert found[0] == small and len(found[1]) < len(large) / 2
+    assert Image.open(io.BytesIO(base64.b64decode(found[1]))).size == (400, 400)

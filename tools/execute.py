@@ -8,9 +8,13 @@ The page has to show the parameters that it runs with: whoever reads it must be 
 executed in the same way. A line that says that the page is older (tools/older.py) goes. Nothing is written before the
 run has come to its end."""
 import argparse
+import base64
+import io
 import subprocess
 import sys
 from pathlib import Path
+
+from PIL import Image
 
 from house import source
 from older import TAG, read, shown_parameters, write
@@ -18,6 +22,8 @@ from older import TAG, read, shown_parameters, write
 from netinv.runner import find_notebook, load_profile, read_parameters, run_notebook, short_path
 from netinv.source import ASIDE
 from netinv.values import RunFailed, UsageError
+
+LARGE = 300_000  # bytes of a picture
 
 
 def check(page: Path, values: dict) -> None:
@@ -29,6 +35,17 @@ def check(page: Path, values: dict) -> None:
         raise UsageError(f"{page.name} shows other parameters: write {wanted} into its cell of parameters first")
 
 
+def smaller(outputs: list[dict]) -> list[dict]:
+    "The same with at most 128 colours in pictures of more than `LARGE` bytes: a repository keeps every version."
+    for output in outputs:
+        picture = base64.b64decode(output.get("data", {}).get("image/png", ""))
+        if len(picture) <= LARGE: continue
+        image, small = Image.open(io.BytesIO(picture)), io.BytesIO()
+        image.convert("RGB").quantize(128, dither=Image.Dither.NONE).save(small, "PNG", optimize=True)
+        output["data"]["image/png"] = base64.b64encode(small.getvalue()).decode()
+    return outputs
+
+
 def store(page: Path, executed: Path) -> None:
     "Copy outputs and stamp of an executed notebook into the page; a `RunFailed` where the page has changed meanwhile."
     book, ran = read(page), read(executed)
@@ -37,7 +54,7 @@ def store(page: Path, executed: Path) -> None:
         if cell["cell_type"] != "code": continue
         if cell["id"] not in outputs or source(outputs[cell["id"]]) != source(cell):
             raise RunFailed(f"{page.name} was edited while it ran: its outputs are in {executed}, execute it again")
-        cell["outputs"] = outputs[cell["id"]]["outputs"]
+        cell["outputs"] = smaller(outputs[cell["id"]]["outputs"])
     if page.parent.name == "experiments": book["metadata"]["netinv"] = ran["metadata"]["netinv"]
     book["cells"] = [cell for cell in book["cells"] if TAG not in cell["metadata"].get("tags", [])]
     write(page, book)
